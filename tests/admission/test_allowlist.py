@@ -221,7 +221,7 @@ def test_an_empty_list_is_taken_with_a_warning(
     files.write()
     assert files.list.reload()
     assert files.keys() == set()
-    assert "allows nobody" in caplog.text
+    assert "allows no client" in caplog.text
 
 
 @pytest.mark.parametrize(("keys", "text"), [((5,), "1 key"), ((5, 6), "2 keys")])

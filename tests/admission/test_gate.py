@@ -527,7 +527,7 @@ async def test_a_tailscaled_that_is_down_counts_before_the_first_client(
     async with relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate:
         await until(gate, trouble=True)
         assert gate.troubles() == [
-            "local tailscaled brings no answer, clients are kept out: localClient.Status: "
+            "local tailscaled does not answer, clients are refused: localClient.Status: "
             f"cannot connect to {path}: No such file or directory"
         ]
         async with serving([status], path=path):

@@ -74,7 +74,7 @@ def test_a_chain_in_the_wrong_order_is_named_as_such(tmp_path: Path) -> None:
     ("second", "told"),
     [
         (DAMAGED, "is damaged: certificate 2 of 2 cannot be read"),
-        (DAMAGED[:40], "is not whole: only 1 of 2 certificates have an end"),
+        (DAMAGED[:40], "is incomplete: only 1 of 2 certificates have an end"),
     ],
 )
 def test_a_later_certificate_is_named_by_its_number(
@@ -120,7 +120,7 @@ def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
             "but a public key",
         ),
         (b"", "it is empty"),
-        (key[:100], "that is whole"),
+        (key[:100], "it is incomplete"),
     ):
         text = refusal(tmp_path, chain, data)
         assert "the key is no private key in PEM form" in text

@@ -219,4 +219,4 @@ class AllowList(KeyList):
         if self._labels:
             log.info("read %s from %s", counted(len(self), "key"), self.path)
         else:
-            log.warning("the key file %s allows nobody", self.path)
+            log.warning("the key file %s allows no client", self.path)

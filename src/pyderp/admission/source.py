@@ -141,12 +141,12 @@ class Source:
         """Count and log a question without a usable answer; return the verdict, a refusal."""
         self._counters.errors += 1
         if cause is not Cause.CROWDED:
-            self.trouble = self._kept_out(what)
+            self.trouble = self._refusing(what)
         self._failures.failed(what, error)
         return Verdict(False, f"{self.name}: {what}", cause=cause)
 
-    def _kept_out(self, what: str) -> str:
-        return f"{self.name} brings no answer, clients are kept out: {what}"
+    def _refusing(self, what: str) -> str:
+        return f"{self.name} does not answer, clients are refused: {what}"
 
 
 class AdmissionFunction(Source):

@@ -124,7 +124,7 @@ class Tailscaled(Source):
             return
         if isinstance(key, str):
             # Not logged: the command that runs the relay has logged the self check at its start.
-            self.trouble = self._kept_out(key)
+            self.trouble = self._refusing(key)
         else:
             self._worked()
 

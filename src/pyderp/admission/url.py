@@ -73,7 +73,7 @@ class AdmissionURL(Source):
     async def ask(self, client: ClientIdentity) -> Verdict:
         """Return the verdict of the server."""
         if self._fail_open and self._reach.is_known_missed():
-            return self._let_in(client, "nobody reaches it")
+            return self._let_in(client, "no question has reached it")
         self._counters.queries += 1
         attempt = self._reach.begin()
         try:

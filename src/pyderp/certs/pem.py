@@ -50,8 +50,8 @@ def chain_problem(chain: bytes) -> str:
             return "holds no certificate in PEM form that can be read"
     if len(whole) < count:
         if count > 1:
-            return f"is not whole: only {len(whole)} of {count} certificates have an end"
-        return "holds no certificate in PEM form that is whole"
+            return f"is incomplete: only {len(whole)} of {count} certificates have an end"
+        return "holds no certificate in PEM form that is complete"
     return ""
 
 
@@ -67,7 +67,7 @@ def key_problem(key: bytes) -> str:
     except TypeError:
         return ""  # it has a password
     except (ValueError, UnsupportedAlgorithm):
-        return "is no private key in PEM form that is whole, or of no kind that is known here"
+        return "is no private key in PEM form: it is incomplete, or of an unsupported kind"
     return ""
 
 

@@ -274,5 +274,7 @@ def test_what_rustls_refuses_is_served_by_the_ssl_module(
             client.shake_hands(engine)
             assert client.tls.getpeercert(binary_form=True) == leaf(tmp_path)
     assert asked == ["http/1.1"]
-    text = f"rustls refuses the certificate of {NAME}, the ssl module has it: UnsupportedCurve"
+    text = (
+        f"rustls refuses the certificate of {NAME}, so the ssl module serves it: UnsupportedCurve"
+    )
     assert caplog.messages == [text]

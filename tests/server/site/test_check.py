@@ -47,7 +47,7 @@ def test_admission_that_lets_this_machine_in_is_well() -> None:
 def test_what_is_a_trouble_of_admission_as_well_is_told_once() -> None:
     wrong = "localClient.Status: no such socket"
     admission = FakeAdmission(wrong)
-    admission.failing = f"local tailscaled brings no answer, clients are kept out: {wrong}"
+    admission.failing = f"local tailscaled does not answer, clients are refused: {wrong}"
     assert found(with_clients(admission=admission)) == [admission.failing]
 
 

@@ -113,7 +113,11 @@ class RustlsEngine:
         """Choose the certificate (`Engine.records`)."""
         contexts = self._contexts
         if data[0] != HANDSHAKE_RECORD:
+            # OpenSSL's errors tell plain HTTP from other protocols.
             return self._ssl.records(local_address, data)
+        # Nearly all clients send this extension, and their ClientHello need not be parsed. If its
+        # bytes are elsewhere in the ClientHello, the client gets the relay's certificate for
+        # another name, and refuses it.
         if self._extension in data and not contexts.challenge_pending and _is_whole(data):
             name, offers_http = self._server_name, _OFFERS_HTTP in data
         else:
@@ -133,6 +137,7 @@ class RustlsEngine:
     def _of(self, credential: Credential, *, alpn: bool, challenge: bool = False) -> RecordLayer:
         config = self._configs.get(credential)
         if config is None:
+            # A refusal is cached as None, so that it is logged once.
             if credential not in self._configs:
                 config = self._configs[credential] = self._config(credential, challenge=challenge)
             if config is None:
@@ -152,7 +157,8 @@ class RustlsEngine:
             )
         except self._native.TlsError as e:
             names = ", ".join(credential.info.names)
-            log.warning("rustls refuses the certificate of %s, the ssl module has it: %s", names, e)
+            text = "rustls refuses the certificate of %s, so the ssl module serves it: %s"
+            log.warning(text, names, e)
             return None
 
 

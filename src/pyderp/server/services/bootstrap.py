@@ -150,7 +150,7 @@ class BootstrapDNS:
                 )
         except Exception:
             log.exception(
-                "bootstrap DNS: %s failed in an unforeseen way; again in %g s", name, REFRESH
+                "bootstrap DNS: %s failed unexpectedly; asked again in %g s", name, REFRESH
             )
             return
         else:
