@@ -45,6 +45,7 @@ def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
     `HOST` is the name as the operator wrote it or, if there is no such file, the name in lower
     case and without a dot at its end.
     """
+    # Other characters are removed, as in derper: a name must not lead out of the directory.
     pairs = [
         (certdir / f"{name}.crt", certdir / f"{name}.key")
         for name in (_NAME_CHARACTERS.sub("", each) for each in (hostname, bare_name(hostname)))
@@ -94,6 +95,7 @@ class ManualCertificates(CertificateSource):
         self.hostname = bare_name(hostname)
         self.certificate_file, self.key_file = files or certificate_paths(certdir, hostname)
         self._address = parse_ip(hostname)
+        # Clients that connect to an IP address send no server name (RFC 6066 section 3).
         self._to_all = any_server_name or self._address is not None
         # Files that the settings name are never made: the operator must learn that one is missing.
         there = files is not None or _both_exist(self.certificate_file, self.key_file)
@@ -176,7 +178,7 @@ class ManualCertificates(CertificateSource):
         if new.is_valid(now) or not old.is_valid(now):
             return
         if new.not_before > now:
-            self._valid_from = new.not_before
+            self._valid_from = new.not_before  # `reload` uses it then, without another change
         raise ConfigError(
             f"the one in {self.certificate_file} {_dates(new, now)}, the old one is good until "
             f"{day(old.not_after)}"

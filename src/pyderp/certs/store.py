@@ -170,6 +170,7 @@ class Store:
         Raises:
             OSError: for example, the disk is full. The old file stays as it was.
         """
+        # The order that Go's autocert reads: the key, then the chain.
         data = credential.key.rstrip() + b"\n" + credential.chain.strip() + b"\n"
         write_atomically(self.path(subject), data, mode=0o600)
 
@@ -239,6 +240,7 @@ class Store:
 
 
 def _parse_record(data: bytes) -> Record:
+    # Each field is converted, because an operator may have edited the file.
     document = json.loads(data)
     return Record(
         directory=str(document["directory"]),
