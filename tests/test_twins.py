@@ -65,7 +65,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "server/conn/test_limits.py::test_the_burst_passes_and_the_next_waits_until_it_is_paid",
     ),
     "TestPerClientRateLimit/context_canceled": (
-        "server/conn/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
+        "server/conn/test_limits.py::test_a_client_that_leaves_while_waiting_leaves_no_timer",
     ),
     "TestPerClientRateLimit/mesh_peer_exempt": (
         "server/conn/test_limits.py::test_mesh_peers_have_no_limit",
@@ -77,7 +77,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     # What exceeds the burst goes into debt and waits, where Go's limiter refuses it.
     "TestRateLimitWait": (
         "relay/test_limits.py::test_the_burst_is_free_and_what_exceeds_it_waits_for_its_rate",
-        "server/conn/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
+        "server/conn/test_limits.py::test_a_client_that_leaves_while_waiting_leaves_no_timer",
     ),
     "TestUpdateRateLimits": (
         "server/conn/test_limits.py::test_a_new_limit_is_a_full_bucket_and_ends_a_wait",
@@ -202,7 +202,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestBreakWatcherConn": ("server/mesh/test_mesh_links.py::TestBreak::test_ten_times",),
     "TestBreakWatcherConnRecv": ("server/mesh/test_mesh_links.py::TestBreak::test_ten_times",),
-    "TestNotifyError": ("server/mesh/test_mesh_links.py::TestBreak::test_nobody_listens_yet",),
+    "TestNotifyError": (
+        "server/mesh/test_mesh_links.py::TestBreak::test_another_relay_that_does_not_listen_yet",
+    ),
     # tsweb
     "TestDebugger": (
         "server/site/test_pages.py::test_the_index_is_live",
@@ -212,7 +214,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestDebuggerURL": ("server/site/test_pages.py::test_the_index_links_every_page",),
     "TestDebuggerSection": ("server/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
     "TestDebuggerHandle": (
-        "server/site/test_pages.py::test_strangers_see_nothing",
+        "server/site/test_pages.py::test_other_requesters_see_nothing",
         "server/site/test_pages.py::test_this_machine_and_tailscale_addresses_see_all",
     ),
     "TestParseTrustedCIDRs": ("cli/relay/test_values.py::test_networks_are_read_from_a_list",),
@@ -245,7 +247,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "client/test_config.py::test_a_name_that_relays_take_is_taken",
     ),
     "TestWatchAppName": (
-        "server/conn/test_protocol.py::test_a_name_that_keeps_the_rule_is_told_to_watchers",
+        "server/conn/test_protocol.py::test_a_name_that_keeps_the_rule_is_sent_to_watchers",
         "relay/test_connection.py::test_present_frame_ends_in_the_name_as_go_writes_it",
         "interop/client/test_messages.py::test_a_watcher_sees_the_flags_of_each_peer",
     ),
@@ -414,9 +416,9 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "local tailscaled: all answers, and the self check": (
         "admission/test_tailscaled.py::test_each_answer_of_the_daemon",
-        "admission/test_tailscaled.py::test_a_missing_socket_lets_nobody_in",
+        "admission/test_tailscaled.py::test_a_missing_socket_allows_no_client",
         "interop/admission/test_beside_derper.py::test_a_local_tailscaled",
-        "server/site/test_check.py::test_admission_that_would_not_let_this_machine_in_is_told",
+        "server/site/test_check.py::test_admission_that_would_refuse_this_machine_is_reported",
     ),
     "login: lengths, keys, mesh keys, silence": (
         "interop/go/login.go::login",

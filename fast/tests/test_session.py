@@ -296,7 +296,7 @@ def test_old_versions_are_refused_in_words(config: pyderp_fast.TlsConfig) -> Non
     assert session.output() == bytes((21, 3, 3, 0, 2, 2, 70)), "protocol_version"
 
 
-def test_a_client_that_wants_another_hash_is_told(config: pyderp_fast.TlsConfig) -> None:
+def test_a_client_that_wants_another_hash_gets_an_alert(config: pyderp_fast.TlsConfig) -> None:
     """In TLS 1.2 a client may want SHA-512 with a P-256 key, which rustls does not have."""
     hello = Client(ssl.TLSVersion.TLSv1_2).handshake()
     start = hello.index(b"\0\x0d", 43 + hello[43] + 1)

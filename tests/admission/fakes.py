@@ -1,4 +1,4 @@
-"""Servers that answer as they are told, on a unix socket or on loopback, and remember questions."""
+"""Servers with prepared answers, on a Unix socket or on loopback, that keep the questions."""
 
 from __future__ import annotations
 

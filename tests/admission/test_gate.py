@@ -123,7 +123,7 @@ async def test_a_key_file_that_cannot_be_used_stops_the_start(relay: Relay, tmp_
             pass
 
 
-def test_before_the_start_a_key_file_allows_nobody(relay: Relay, tmp_path: Path) -> None:
+def test_before_the_start_a_key_file_allows_no_client(relay: Relay, tmp_path: Path) -> None:
     config = AdmissionConfig(keys_file=write_keys(tmp_path / "keys", 1))
     gate = Gate(config, live=list, revoke=relay.revoke)
     verdict = gate.known(identity(1))
@@ -222,7 +222,7 @@ async def test_no_more_is_remembered_than_the_limit(
         assert known == [2, 3, 4]
 
 
-async def test_who_could_not_be_asked_about_is_asked_about_again(relay: Relay) -> None:
+async def test_a_client_without_an_answer_is_asked_about_again(relay: Relay) -> None:
     replies: list[Reply] = [[response(b"", "500 Oops")], [ALLOW]]
     async with (
         serving(lambda _: replies.pop(0)) as server,
@@ -237,14 +237,14 @@ async def test_who_could_not_be_asked_about_is_asked_about_again(relay: Relay) -
         )
 
 
-async def test_who_was_let_in_unasked_is_asked_about_next_time(relay: Relay) -> None:
+async def test_a_client_that_was_allowed_unasked_is_asked_about_next_time(relay: Relay) -> None:
     async with serving([ALLOW]) as server:
         url = server.url
     async with relay.gate(url=url) as gate:
         for n in (1, 2):
             assert await gate.ask(identity()) == Verdict(True, cause=Cause.UNREACHABLE)
             assert gate.known(identity()) is None
-            # At the second time it is known that there is nobody to ask.
+            # The second question finds that the source was unreachable just now.
             assert gate.counters == AdmissionCounters(allowed=n, queries=1, errors=1, failed_open=n)
 
 
@@ -300,7 +300,7 @@ async def test_a_key_taken_out_while_others_are_asked_does_not_come_in(
         assert await asking == Verdict(False, NOT_LISTED)
 
 
-async def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
+async def test_a_new_key_file_closes_clients_that_are_no_longer_in_it(
     relay: Relay, tmp_path: Path
 ) -> None:
     path = write_keys(tmp_path / "keys", 1, 3)
@@ -326,7 +326,7 @@ async def test_the_key_file_is_looked_at_without_a_reload(relay: Relay, tmp_path
     assert relay.revoked == [(key(3), None, NOT_LISTED)]
 
 
-async def test_rechecks_close_whom_a_source_denies_and_nobody_else(relay: Relay) -> None:
+async def test_rechecks_close_only_clients_that_a_source_denies(relay: Relay) -> None:
     def reply(request: Request) -> Reply:
         if str(key(1)).encode() in request.body:
             return [ALLOW]
@@ -343,7 +343,7 @@ async def test_rechecks_close_whom_a_source_denies_and_nobody_else(relay: Relay)
         await server.wait_for_requests(6)
         reason = f"admission controller: {key(3)}/192.0.2.7 not allowed"
         assert relay.revoked == [(key(3), "192.0.2.7", reason)]
-        # Nobody came in by this, and the denial is remembered.
+        # No client is allowed by this, and the denial is remembered.
         assert (gate.counters.allowed, gate.counters.revoked) == (0, 1)
         known = gate.known(identity(3))
         assert known is not None
@@ -369,7 +369,7 @@ async def test_a_recheck_closes_a_key_only_where_it_is_denied(relay: Relay) -> N
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_rechecks_that_reach_nobody_close_nobody(relay: Relay, fail_open: bool) -> None:
+async def test_rechecks_that_reach_no_source_close_no_client(relay: Relay, fail_open: bool) -> None:
     async with serving([ALLOW]) as server:
         url = server.url
     relay.connected = [identity()]
@@ -402,7 +402,9 @@ async def test_a_function_that_cancels_itself_keeps_out(relay: Relay) -> None:
         assert not (await gate.ask(identity())).allowed
 
 
-async def test_closing_tells_who_waits_and_leaves_nothing(relay: Relay, tmp_path: Path) -> None:
+async def test_closing_refuses_waiting_clients_and_leaves_nothing(
+    relay: Relay, tmp_path: Path
+) -> None:
     path = write_keys(tmp_path / "keys", 1)
     before = asyncio.all_tasks()
     async with serving([STALL]) as server:
@@ -495,7 +497,7 @@ async def test_the_machines_own_node_must_be_in_the_key_file(relay: Relay, tmp_p
         assert await gate.check_self() == f"verifyClient for self nodekey: {NOT_LISTED}"
 
 
-def test_an_http_client_is_loaded_only_when_somebody_is_asked() -> None:
+def test_an_http_client_is_imported_only_for_sources_that_need_it() -> None:
     script = """
 import sys
 from pyderp.admission.gate import Gate
@@ -553,7 +555,7 @@ async def test_a_tailscaled_that_is_not_logged_in_counts(relay: Relay, tmp_path:
 async def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
     relay: Relay, fail_open: bool, answer: bytes
 ) -> None:
-    """No client is let in, or counted as one, by the looks meanwhile."""
+    """The probes meanwhile allow no client, and count none."""
     up = False
 
     def reply(_: Request) -> Reply:

@@ -130,7 +130,7 @@ def test_cancelling_ends_checks_under_way() -> None:
     run(main())
 
 
-def test_nobody_connected() -> None:
+def test_without_clients_no_recheck_is_made() -> None:
     async def main() -> None:
         looked = 0
         enough = asyncio.Event()

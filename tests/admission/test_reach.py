@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-def test_an_attempt_that_fails_alone_finds_nobody() -> None:
+def test_a_single_attempt_that_fails_finds_the_server_unreachable() -> None:
     async def main() -> None:
         clock = Clock()
         reach = Reach(clock=clock)
@@ -140,7 +140,7 @@ def response_error(message: str) -> Exception:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_goes_wrong_is_told_without_classes_and_names_of_libraries(
+def test_errors_are_described_without_classes_and_names_of_libraries(
     error: Exception, told: str
 ) -> None:
     assert describe(error) == told

@@ -44,7 +44,7 @@ def test_a_share_is_an_address_or_a_network_of_64_bits(one: str, other: str, sam
 
 
 def test_shares_have_their_turns_round_about() -> None:
-    """Who has a thousand questions waiting delays who has one by one turn."""
+    """An address with a thousand waiting questions delays one with a single question by a turn."""
 
     async def main() -> None:
         turns = Turns(1, 1)
@@ -87,7 +87,7 @@ def test_a_share_is_bounded_though_there_is_room() -> None:
     asyncio.run(main())
 
 
-def test_who_gives_up_leaves_no_trace() -> None:
+def test_a_question_that_is_cancelled_leaves_no_trace() -> None:
     async def main() -> None:
         turns = Turns(1, 1)
         first = await turns.take("a")
@@ -124,7 +124,7 @@ def test_slow_answers_halve_the_turns_once_and_quick_ones_bring_them_back() -> N
         early = [await turns.take(None) for _ in range(64)]
         for turn in early:
             turns.end(turn, slow=True)
-        # Asked in one moment, they tell the same news.
+        # Slow answers to questions of the same moment count as one.
         assert turns.limit == 32
         for _ in range(10):
             turns.end(await turns.take(None), slow=True)
@@ -142,7 +142,7 @@ def test_slow_answers_halve_the_turns_once_and_quick_ones_bring_them_back() -> N
 
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 3))
-def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(
+def test_in_any_order_the_limits_hold_and_no_question_waits_while_a_turn_is_free(
     data: st.DataObject, most: int, share: int
 ) -> None:
     async def main() -> None:
@@ -235,7 +235,7 @@ def test_an_address_has_8_turns_and_all_together_64() -> None:
     run(main())
 
 
-def test_who_has_no_turn_is_kept_out_and_counted_once() -> None:
+def test_a_client_that_gets_no_turn_is_refused_and_counted_once() -> None:
     async def main() -> None:
         counters = AdmissionCounters()
         questions = Questions(Slow(3), counters, timeout=4)
@@ -298,7 +298,7 @@ def test_a_flood_does_not_keep_rechecks_from_their_answers(addresses: int) -> No
 
 
 def test_a_source_that_is_away_is_asked_no_less() -> None:
-    """It says nothing about how much it can bear, and who cannot be asked about may be let in."""
+    """It does not show how many questions the source can answer, and the client may be allowed."""
 
     async def main() -> None:
         source = Slow(0, verdict=Verdict(True, cause=Cause.UNREACHABLE))

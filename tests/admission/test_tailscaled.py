@@ -62,7 +62,7 @@ ANSWERS = {
     "half": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "failed to query"),
     "no HTTP": (b"hello\r\n\r\n", "failed to query"),
 }
-"""Response, and what the reason says, if the client is kept out."""
+"""A response, and a part of the reason if the client is refused."""
 
 
 async def test_each_answer_of_the_daemon(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ async def test_each_answer_of_the_daemon(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "reply", [[STALL], [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", STALL]]
 )
-async def test_a_daemon_that_hangs_lets_nobody_in(tmp_path: Path, reply: Reply) -> None:
+async def test_a_daemon_that_hangs_allows_no_client(tmp_path: Path, reply: Reply) -> None:
     path = tmp_path / "d.sock"
     async with serving(reply, path=path):
         verdict = await ask(path, budget=0.1)
@@ -91,7 +91,7 @@ async def test_a_daemon_that_hangs_lets_nobody_in(tmp_path: Path, reply: Reply) 
     assert "no answer within 0.1 s" in verdict.reason
 
 
-async def test_a_missing_socket_lets_nobody_in(
+async def test_a_missing_socket_allows_no_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:

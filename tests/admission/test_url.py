@@ -49,7 +49,7 @@ async def ask(url: str, *, fail_open: bool = True, budget: float = LONG) -> Verd
 
 
 def free_url() -> str:
-    """Where nobody listens."""
+    """A URL on which no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/"
@@ -151,7 +151,7 @@ NO_ANSWERS: dict[str, tuple[Reply, Cause]] = {
 async def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens(
     name: str, fail_open: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever wants in may be able to make a controller stumble; only its absence opens."""
+    """A client may be able to make a controller fail, so only a missing controller allows it."""
     reply, cause = NO_ANSWERS[name]
 
     async def main() -> None:
@@ -278,7 +278,7 @@ async def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
 
 
 async def test_a_refused_connection_does_not_open_while_the_server_answers_others() -> None:
-    """A full accept queue refuses some; who fills it must not come in by that."""
+    """A full accept queue refuses connections; a client that fills it must not be allowed."""
     clock = Clock()
     reach = Reach(clock=clock)
     counters = AdmissionCounters()
@@ -296,7 +296,7 @@ async def test_a_refused_connection_does_not_open_while_the_server_answers_other
     await controller.aclose()
 
 
-async def test_who_is_refused_first_waits_for_those_who_are_on_their_way(
+async def test_the_first_refused_attempt_waits_for_concurrent_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with serving([DENY]) as server:
@@ -375,7 +375,7 @@ async def test_a_connection_is_used_again() -> None:
     assert (server.connections, len(server.requests)) == (1, 3)
 
 
-async def test_a_kept_connection_that_the_server_drops_lets_nobody_in() -> None:
+async def test_a_kept_connection_that_the_server_drops_allows_no_client() -> None:
     dropped = 0
 
     def reply(_: Request) -> Reply:
@@ -484,7 +484,7 @@ def test_no_whole_object(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"1", b"[true]", b"null", b'"Allow"', b"true"])
-def test_other_values_than_objects_allow_nobody(data: bytes) -> None:
+def test_other_values_than_objects_allow_no_client(data: bytes) -> None:
     assert allows_untrusted(data) is False
 
 

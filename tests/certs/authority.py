@@ -15,7 +15,7 @@ from pyderp.certs.leaf import pem_of_key
 
 
 class FakeAuthority:
-    """Issues at once, unless told otherwise (an `Authority`)."""
+    """Issues at once, unless `failure` is set (an `Authority`)."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []

@@ -35,7 +35,7 @@ def shake_hands(
                 continue
             except ssl.SSLError:
                 if side is far:
-                    continue  # the client is told by an alert
+                    continue  # an alert for the client is in the output
                 raise
             waiting.remove(side)
         if not waiting:

@@ -72,7 +72,7 @@ def names(leaf: bytes) -> tuple[str, ...]:
 
 
 def chain_of(source: ACMECertificates) -> bytes:
-    """What is served to who asks for the host name."""
+    """Return the certificate for a client whose SNI is the host name."""
     return presented(context_of(source, "127.0.0.1"))[0]
 
 
@@ -91,7 +91,7 @@ def asked_for(source: ACMECertificates, name: str, address: str) -> bool:
 
 
 def refused(source: ACMECertificates, name: str | None, address: str = "127.0.0.1") -> bool:
-    """Whether a client that asks for this name is told that there is none."""
+    """Return whether a client with this name in SNI gets the alert for a missing certificate."""
     try:
         presented(context_of(source, address), name)
     except ssl.SSLError as e:
@@ -328,7 +328,7 @@ async def test_a_full_disk_loses_nothing(
     assert "No space left on device" in caplog.text
 
 
-async def test_a_failure_before_anybody_was_asked_is_none_of_the_authoritys(
+async def test_a_failure_before_a_request_is_not_counted_for_the_authority(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The account cannot be saved, perhaps: no long wait once there is room."""
@@ -369,7 +369,7 @@ async def test_what_one_process_asks_for_another_waits_for(
     assert "another process got it" in caplog.text
 
 
-async def test_what_one_process_was_told_another_heeds(
+async def test_a_retry_time_that_one_process_got_binds_another(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = FakeAuthority()
@@ -537,7 +537,7 @@ async def test_what_cannot_be_used_is_not(
 
 
 @pytest.mark.parametrize("name", [NAME, "acme-account.key"])
-def test_files_that_cannot_be_read_are_told_at_once(tmp_path: Path, name: str) -> None:
+def test_files_that_cannot_be_read_are_errors_at_the_start(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=rf"cannot read .*{name}"):
         source_of(tmp_path, FakeAuthority())
@@ -557,7 +557,7 @@ async def test_a_connection_to_an_address_gets_a_certificate_for_it(tmp_path: Pa
         assert names(presented(context_of(source, f"::ffff:{IP4}"), None)[0]) == (IP4,)
         for own in (IP4, IP6):
             assert asked_for(source, own, own)
-        assert not asked_for(source, "203.0.113.8", IP4), "an address of somebody else"
+        assert not asked_for(source, "203.0.113.8", IP4), "an address of another machine"
         assert not asked_for(source, IP6, IP4)
         assert refused(source, NAME, IP4), "a name that is not ours"
         assert authority.asked == [(IP4, 0), (IP6, 0)]

@@ -37,7 +37,7 @@ def test_http_is_answered_within_the_block() -> None:
     assert challenges.body(PATH) is None
 
 
-def test_tls_is_answered_to_who_asks_for_the_name_and_the_protocol() -> None:
+def test_tls_is_answered_to_a_client_with_the_name_and_the_protocol() -> None:
     challenges = Challenges()
     asking = memoryview(hello(NAME, ["acme-tls/1"]))
     assert challenges.credential(asking) is None

@@ -340,7 +340,7 @@ def test_what_is_no_name_at_all_is_refused(tmp_path: Path) -> None:
         load(tmp_path, "no name")
 
 
-def test_the_certificate_in_use_is_told(tmp_path: Path) -> None:
+def test_the_certificate_in_use_is_reported(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME, names=[NAME, "192.0.2.1"], days=60)
     (info,) = load(tmp_path).certificates()
     assert info.names == (NAME, "192.0.2.1")
@@ -348,7 +348,7 @@ def test_the_certificate_in_use_is_told(tmp_path: Path) -> None:
     assert info.remaining(datetime.now(UTC)) == pytest.approx(0.4, abs=0.01)
 
 
-def test_nobody_challenges_it(tmp_path: Path) -> None:
+def test_a_manual_source_has_no_challenges(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
     assert not certificates.challenge_pending

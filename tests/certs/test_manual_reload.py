@@ -79,7 +79,7 @@ def test_a_half_replaced_pair_leaves_the_old_one_until_it_is_whole(
     assert certificates.credential(ANY, NAME) is credential
     assert certificates.reload() is False
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 1, "told once, not at every look"
+    assert len(errors) == 1, "logged once, not at every look"
     shutil.copy(other / f"{NAME}.key", certificates.key_file)
     assert certificates.reload() is True
     assert presented(context_of(certificates))[0] == leaf
@@ -98,7 +98,7 @@ def test_deleted_files_leave_the_old_certificate(
     assert "the old one stays in use" in caplog.text
 
 
-def test_a_bad_pair_after_a_good_one_is_told_each_time_it_is_asked_for(
+def test_a_bad_pair_after_a_good_one_is_logged_at_each_forced_reload(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pair(tmp_path, NAME)
@@ -130,7 +130,7 @@ def test_an_expired_certificate_does_not_replace_a_good_one(
     assert presented(context_of(certificates))[0] == new
 
 
-def test_without_a_good_one_an_expired_one_is_served_and_told_of(
+def test_without_a_valid_one_an_expired_one_is_served_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = write_pair(tmp_path, NAME, days=-2)

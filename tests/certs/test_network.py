@@ -35,7 +35,7 @@ def getting(answer: Callable[[Quiet], None]) -> type[Quiet]:
 
 @contextlib.contextmanager
 def sending(folder: Path, head: bytes, rest: bytes, pause: float = 0.0) -> Iterator[int]:
-    """A server that sends the rest over and over, until nobody listens or the block ends.
+    """A server that sends the rest over and over, until the client closes or the block ends.
 
     Gives its port.
     """
@@ -104,7 +104,7 @@ DRIPS = pytest.mark.parametrize(
 
 
 @DRIPS
-def test_who_sends_a_byte_now_and_then_is_given_up(
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, rest: bytes
 ) -> None:
     monkeypatch.setattr(session_module, "_BUDGET", 0.3)
@@ -125,7 +125,7 @@ def test_who_sends_a_byte_now_and_then_is_given_up(
         assert time.monotonic() - begun < 5
 
 
-def test_reading_ends_when_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_reading_ends_when_the_relay_stops(tmp_path: Path) -> None:
     stop = threading.Event()
     timer = threading.Timer(0.1, stop.set)
     with sending(tmp_path, HEAD + b"\r\n", b" ", pause=0.02) as port:
@@ -236,7 +236,7 @@ def answered(status: int) -> requests.Response:
         (KeyError("newNonce"), "the authority's answer is no ACME: it lacks newNonce"),
     ],
 )
-def test_errors_are_told_in_one_line(error: Exception, text: str) -> None:
+def test_errors_are_described_in_one_line(error: Exception, text: str) -> None:
     assert describe(error).startswith(text)
 
 

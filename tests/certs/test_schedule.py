@@ -152,7 +152,7 @@ def test_one_from_another_authority_is_replaced_at_once() -> None:
     assert each.next_request(NOW, info()) <= NOW
 
 
-def test_a_time_from_a_clock_that_was_wrong_holds_up_nobody_for_long() -> None:
+def test_a_time_from_a_wrong_clock_delays_a_request_for_little_more_than_a_day() -> None:
     each = schedule()
     each.retry_at = NOW + 1000 * DAY
     assert each.next_request(NOW, None) <= NOW + 1.25 * DAY
@@ -168,7 +168,7 @@ def test_a_time_from_a_clock_that_was_wrong_holds_up_nobody_for_long() -> None:
         (2, NOW - 1, 0.0, False),  # over
     ],
 )
-def test_what_another_process_noted_counts_if_it_is_news(
+def test_the_state_of_another_process_counts_if_it_is_newer(
     failures: int, retry_at: float, authority_retry_at: float, heeded: bool
 ) -> None:
     each = schedule()
@@ -179,7 +179,7 @@ def test_what_another_process_noted_counts_if_it_is_news(
     assert each.failures == (max(failures, 1) if heeded else 1)
 
 
-def test_who_asked_nobody_waits_without_a_failure() -> None:
+def test_without_a_request_the_wait_is_no_failure() -> None:
     each = schedule()
     each.postponed(NOW + 5)
     assert each.next_request(NOW, None) == NOW + 5

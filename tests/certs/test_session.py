@@ -103,7 +103,7 @@ def test_what_is_no_acme_is_refused(tmp_path: Path, status: int, body: bytes) ->
     assert not caught.value.limited
 
 
-def test_advice_from_who_gives_none(tmp_path: Path) -> None:
+def test_advice_from_an_authority_that_has_none(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     chain = (tmp_path / f"{NAME}.crt").read_bytes()
     with answering(tmp_path, 200, b"{}") as port:
@@ -163,7 +163,7 @@ def test_what_else_is_refused_is_not_asked_for_again(tmp_path: Path) -> None:
     assert len(asked) == 1
 
 
-def test_it_stops_when_told_to(tmp_path: Path) -> None:
+def test_a_session_ends_when_the_relay_stops(tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
     with answering(tmp_path, 200, b"{}") as port, pytest.raises(Stopped):

@@ -37,7 +37,7 @@ def test_warns_once_a_day_and_of_a_new_certificate_at_once(
     assert "derp.example.com, 192.0.2.1 expired on 2026-04-11" in caplog.messages[-1]
 
 
-def test_one_that_had_expired_before_is_told_again_after_a_day(
+def test_a_certificate_that_had_expired_before_is_logged_again_after_a_day(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its source says so at once."""

@@ -142,7 +142,7 @@ def test_an_expired_one_is_not_used_and_stays(tmp_path: Path, store: Store, days
     assert store.path(NAME).exists()
 
 
-def test_a_file_that_cannot_be_read_is_told_at_once(store: Store) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(store: Store) -> None:
     store.path(NAME).mkdir()
     with pytest.raises(ConfigError, match=rf"cannot read .*{NAME}: Is a directory"):
         store.load(NAME)
@@ -164,13 +164,13 @@ def test_a_full_disk_leaves_the_old_file(
     assert [each.name for each in store.directory.iterdir()] == [NAME]
 
 
-def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_or_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot make the certificate directory .*file"):
         Store(tmp_path / "file")
 
 
-def test_a_directory_without_permission_is_told(
+def test_a_directory_without_permission_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root

@@ -50,7 +50,7 @@ def test_a_port_that_is_none_is_refused(port: Any) -> None:
         ManualTLS(certdir=Path(), hostname="h", http_port=port)
 
 
-def test_names_that_refuse_nobody_are_told() -> None:
+def test_names_that_refuse_no_client_are_listed() -> None:
     config = RelayConfig(disallow_app_names=("bad", "", "é", "", "x" * 33, "b ad"))
     empty, accent, long = config.idle_app_names()
     assert empty.startswith("disallowed app names: an empty item is dropped")

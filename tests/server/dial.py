@@ -214,10 +214,10 @@ async def knock(
     via: Via | None = None,
     silent: bool = False,
 ) -> Client:
-    """Connect and say who it is; the relay has yet to answer.
+    """Connect and send ClientInfo; the relay has yet to answer.
 
     Args:
-        silent: only hear who the relay is; `Client.write` says the rest.
+        silent: only read the relay's key; `Client.write` sends the rest.
     """
     via = via or Via()
     private = private or NodePrivate.generate()
@@ -249,7 +249,7 @@ async def _upgrade(client: Client, via: Via) -> None:
     )
     client.writer.write(request + b"".join(client.session.data_to_send()))
     if via.fast_start is not None:
-        # The greeting comes all the same, and ClientSession was told not to expect it.
+        # The greeting comes all the same, but ClientSession does not expect it.
         await client.reader.readexactly(5 + 40)
         return
     reply = UpgradeReply()

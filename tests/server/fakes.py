@@ -314,7 +314,7 @@ class Wire:
         return data
 
     def messages(self) -> list[Message]:
-        """What the relay told since the last look."""
+        """Return the messages of the relay since the last call."""
         return self.session.receive_data(self.answer())
 
     def say(self) -> None:

@@ -146,7 +146,7 @@ async def told_gone(client: dial.Client, key: NodePublic, reason: int) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until something holds that nobody tells."""
+    """Let the loop run until a condition holds of which there is no notification."""
     async with asyncio.timeout(dial.BOUND):
         while not condition():  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Who is asked about again while connected, and whose connections an answer closes."""
+"""Which connected clients are asked about again, and which connections an answer closes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_recheck_neither_asks_about_mesh_peers_nor_closes_them() -> None
         peer = await connect(relay.address, private=other, mesh_key=MESH_KEY)
         banned.update((private.public, other.public))
         await client.closed()
-        # A mesh peer with the same key stays, and with it whoever else is one.
+        # A mesh peer with the same key stays, as do all other mesh peers.
         await twin.ping()
         await peer.ping()
         assert asked == {private.public}

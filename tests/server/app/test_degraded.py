@@ -122,7 +122,7 @@ async def test_a_mesh_link_shows_until_it_is_up() -> None:
             await until(lambda: not relay.troubles())
 
 
-async def test_the_service_manager_is_told_of_changes(
+async def test_the_service_manager_gets_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []

@@ -62,7 +62,7 @@ def test_what_is_missing_among_the_given_is_opened() -> None:
 
 
 def test_all_of_them_are_made_ready(tmp_path: Path) -> None:
-    """Whoever opened them: none blocks, and what comes over TCP has the options asked for."""
+    """None blocks, whether systemd or the relay opened it, and TCP connections have the options."""
     given = Listeners(main=[bound(), listen_unix(tmp_path / "sock")])
     assert [sock.getblocking() for sock in given.main] == [True, True]
     tls = ManualTLS(certdir=Path(), hostname="127.0.0.1", http_port=0)
@@ -88,7 +88,7 @@ def test_when_one_cannot_be_opened_all_are_closed() -> None:
         assert given.main[0].fileno() == -1
 
 
-async def test_two_relays_share_a_port_when_told_to() -> None:
+async def test_two_relays_share_a_port_with_reuse_port() -> None:
     async with pyderp.Relay(RelayConfig(reuse_port=True, stun_port=0)) as first:
         again = RelayConfig(
             address=f"127.0.0.1:{first.address[1]}",
@@ -174,7 +174,7 @@ async def test_the_unix_socket_of_a_successor_is_left_alone(tmp_path: Path) -> N
 
 
 async def test_a_unix_socket_that_was_given_is_left_alone(tmp_path: Path) -> None:
-    """systemd's: it listens on, and starts the relay again when somebody connects."""
+    """The socket belongs to systemd, which starts the relay again when a client connects."""
     path = tmp_path / "relay.sock"
 
     with listen_unix(path) as sock:
@@ -202,7 +202,7 @@ def test_a_unix_socket_in_no_folder_is_refused(tmp_path: Path) -> None:
         listen_unix(tmp_path / "missing" / "relay.sock")
 
 
-async def test_queues_are_empty_when_all_who_connected_were_accepted(
+async def test_queues_are_empty_when_all_connections_were_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = asyncio.get_running_loop()

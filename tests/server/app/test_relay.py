@@ -240,7 +240,7 @@ async def test_reload_serves_the_new_certificate_and_keeps_connections(tls: Manu
         await passes(first, second)
 
 
-async def test_changed_files_are_found_without_being_told(
+async def test_changed_files_are_found_without_a_reload(
     tls: ManualTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "_CERTIFICATE_LOOK", 0.02)

@@ -20,7 +20,7 @@ from tests.server.dial import Client, Via, clients, connect, drained, hang_up, o
 from tests.server.ways import KINDS, NAME, way
 
 
-async def test_a_relay_tells_where_and_who_it_is() -> None:
+async def test_a_relay_has_addresses_and_a_key() -> None:
     key = NodePrivate.generate()
     async with pyderp.Relay(RelayConfig(private_key=key)) as relay:
         host, port = relay.address
@@ -187,7 +187,7 @@ async def test_a_relay_that_stopped_looks_at_its_certificate_no_more(tls: Manual
     assert relay._certificate_timer.cancelled()
 
 
-async def test_a_relay_that_is_closed_while_it_starts_serves_nobody() -> None:
+async def test_a_relay_that_is_closed_while_it_starts_serves_no_client() -> None:
     relay = pyderp.Relay()
     starting = asyncio.ensure_future(relay.start())
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What systemd hands down and is told, without systemd."""
+"""Sockets from systemd and notifications to it, without systemd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def told(manager: socket.socket) -> list[str]:
     return manager.recv(4096).decode().split("\n")
 
 
-async def test_ready_reloading_and_stopping_are_told(manager: socket.socket) -> None:
+async def test_ready_reloading_and_stopping_are_sent(manager: socket.socket) -> None:
     supervisor = Supervisor({"NOTIFY_SOCKET": manager.getsockname()})
     supervisor.ready("listening on :443")
     assert told(manager)[:2] == ["READY=1", "STATUS=listening on :443"]

@@ -73,7 +73,7 @@ def test_a_full_read_under_tls_waits_a_turn_whatever_is_in_it(
     assert wire.transport.reading
 
 
-def test_who_is_closed_by_its_own_read_is_not_paused(
+def test_a_client_that_is_closed_by_its_own_read_is_not_paused(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     wire = Wire(core)

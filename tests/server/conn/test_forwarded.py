@@ -38,13 +38,13 @@ def found(*headers: tuple[str, str]) -> tuple[str, int] | None:
         ("10.0.0.9, 10.0.0.2", ("10.0.0.9", 0)),
         ("192.0.2.1:99999", ("192.0.2.1", 0)),
         ("192.0.2.1:x", ("192.0.2.1", 0)),
-        # A proxy that does not know, or says so in a way of its own: nobody in particular.
+        # A proxy that does not know the address, or writes it in another form: no client.
         ("unknown", None),
         ("", None),
         ("unix:", None),
         ("127.0.0.1, junk, 10.0.0.2", None),
         ("10.0.0.9, junk", None),
-        # More proxies than anybody has.
+        # More proxies than any network has.
         (", ".join(["10.0.0.9"] * 32), ("10.0.0.9", 0)),
         (", ".join(["10.0.0.9"] * 33), None),
     ],
@@ -78,7 +78,7 @@ def test_without_a_header_it_is_the_peer() -> None:
 
 
 @given(st.text(alphabet=st.characters(codec="latin-1"), max_size=200))
-def test_any_value_gives_an_address_or_nobody(value: str) -> None:
+def test_any_value_is_an_address_or_none(value: str) -> None:
     client = found(("X-Forwarded-For", value))
     if client is not None:
         host, port = client

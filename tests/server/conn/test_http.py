@@ -248,7 +248,7 @@ ASK_DEBUG = b"GET /who HTTP/1.1\r\nHost: h\r\n%sConnection: close\r\n\r\n"
         (b"X-Forwarded-For:\r\nX-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", False),
     ],
 )
-def test_a_trusted_proxy_tells_who_asks(
+def test_a_trusted_proxy_names_the_requester(
     core: ConnectionContext, headers: bytes, remote: str, forwarded: bool
 ) -> None:
     core.rules = replace(core.rules, trusted_proxies=(ip_network("10.0.0.0/8"),))
@@ -264,7 +264,7 @@ def test_a_trusted_proxy_tells_who_asks(
         (b"Forwarded: for=127.0.0.1\r\n", True),
     ],
 )
-def test_nobody_else_is_believed_but_noted(
+def test_other_proxies_are_not_believed_but_noted(
     core: ConnectionContext, headers: bytes, forwarded: bool
 ) -> None:
     assert who_asks(core, headers) == ("10.0.0.1", forwarded)

@@ -20,7 +20,7 @@ from tests.server.dial import drained, hang_up, open_stream, until_gone
 
 
 class Stage:
-    """Routes that wait until they are told to go on."""
+    """Routes that wait until the test lets them go on."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -119,7 +119,7 @@ async def test_derp_may_begin_behind_an_answer_that_took_its_time() -> None:
         assert relay.counters.protocol_errors == 1  # the ClientInfo of one byte was seen
 
 
-async def test_an_answer_that_nobody_waits_for_is_given_up() -> None:
+async def test_an_answer_whose_client_has_gone_is_given_up() -> None:
     stage = Stage()
     async with serving(stage) as relay:
         _, writer = await open_stream(relay.address)

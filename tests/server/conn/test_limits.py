@@ -1,4 +1,4 @@
-"""Rate limits between a connection and the lane: who waits, how long, what a reload does."""
+"""Rate limits between a connection and the lane: which clients wait, how long, and reloads."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def join(core: ConnectionContext, *, mesh: bool = False, like: Wire | None = Non
 
 
 def come(core: ConnectionContext, *, like: Wire) -> Wire:
-    """Somebody with another's key, who has yet to log in."""
+    """A connection with the key of another client, before its login."""
     wire = Wire(core)
     take_key(wire, like)
     wire.upgrade()
@@ -228,7 +228,7 @@ def test_a_debt_that_no_timer_can_measure_is_paid_with_the_next(
     assert wire.transport.reading
 
 
-# Who
+# Which clients have a limit
 
 
 def test_without_a_limit_the_lane_stands_alone(core: ConnectionContext, path: Path) -> None:
@@ -294,7 +294,7 @@ def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
     assert not other.transport.reading
 
 
-def test_who_waits_has_its_turn_whatever_the_others_of_its_key_add(
+def test_a_waiting_connection_has_its_turn_whatever_others_of_its_key_send(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     """Each pays for all that was sent before it, so in the end the rate is that of one."""
@@ -339,7 +339,7 @@ def test_more_connections_are_no_higher_rate(
     assert min(sent.values()) >= relayed // 1000 // count - 1
 
 
-# Who comes again
+# Clients that come again
 
 
 def leave(wire: Wire) -> None:
@@ -348,7 +348,7 @@ def leave(wire: Wire) -> None:
     assert wire.gone
 
 
-def test_who_comes_again_finds_its_debt(
+def test_a_client_that_comes_again_has_its_debt(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1000)
@@ -485,7 +485,7 @@ def test_more_of_a_read_that_is_held_is_held_too(
     assert wire.transport.reading
 
 
-def test_who_is_limited_reads_little_at_a_time(
+def test_a_client_with_a_limit_is_read_little_at_a_time(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     """So it exceeds its limit by little; a high limit is worth no smaller reads."""
@@ -544,7 +544,7 @@ def test_no_limit_any_more_ends_a_wait_for_good(
     assert in_the_lane(wire)
 
 
-def test_who_has_yet_to_log_in_gets_the_limits_of_then(core: ConnectionContext, path: Path) -> None:
+def test_a_later_login_gets_the_limits_of_that_time(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path)
     wire = Wire(core)
     wire.upgrade()
@@ -630,7 +630,7 @@ def test_a_relay_is_not_made_with_a_file_that_cannot_be_used(
 # The end of a connection and of the relay
 
 
-def test_who_leaves_while_waiting_leaves_no_timer(
+def test_a_client_that_leaves_while_waiting_leaves_no_timer(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1)

@@ -28,7 +28,7 @@ MESH_KEY = MeshKey.parse("0123456789abcdef" * 4)
 
 
 class Doorkeeper:
-    """Answers when told to."""
+    """An admission that answers when the test sets the verdict."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[NodePublic, str]] = []
@@ -91,7 +91,7 @@ async def _login_with(client: Client, relay: pyderp.Relay, target: Client, packe
     client.writer.write(request + info + pack_send_packet(target.key, packet))
 
 
-async def test_who_is_refused_is_closed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refused_client_is_closed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     keeper = Doorkeeper()
     keeper.answer.set_result(False)
     async with pyderp.Relay(keeper.config()) as relay:
@@ -107,10 +107,10 @@ async def test_who_is_refused_is_closed_and_logged(caplog: pytest.LogCaptureFixt
         await until_gone(relay)
 
 
-async def test_a_name_that_is_not_allowed_is_refused_before_anybody_is_asked(
+async def test_a_disallowed_name_is_refused_before_a_source_is_asked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An empty item is dropped, so clients without a name come in; that is said at the start."""
+    """An empty item is dropped, so clients without a name are allowed; that is logged at start."""
     keeper = Doorkeeper()
     keeper.answer.set_result(True)
     config = replace(keeper.config(), disallow_app_names=("bad", ""))
@@ -138,7 +138,7 @@ async def test_mesh_peers_are_not_asked_about() -> None:
         assert keeper.asked == []
 
 
-async def test_who_hangs_up_while_asked_about_is_forgotten() -> None:
+async def test_a_client_that_closes_while_asked_about_is_forgotten() -> None:
     keeper = Doorkeeper()
     async with pyderp.Relay(keeper.config()) as relay:
         joining = asyncio.ensure_future(connect(relay.address))
@@ -178,7 +178,7 @@ async def test_a_key_that_is_taken_from_the_file_loses_its_connection(tmp_path: 
             await each.aclose()
 
 
-async def test_nothing_is_logged_of_who_is_let_in(caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_is_logged_of_allowed_clients(caplog: pytest.LogCaptureFixture) -> None:
     keeper = Doorkeeper()
     keeper.answer.set_result(True)
     async with pyderp.Relay(keeper.config()) as relay, clients(relay):
@@ -221,7 +221,7 @@ async def test_a_bad_frame_behind_the_login_ends_the_connection(kind: str, tls: 
         joining = asyncio.ensure_future(connect(relay.address, private=private, via=via))
         await keeper.was_asked.wait()
         (protocol,) = relay._running().protocols
-        # As if it had come in one read with the ClientInfo.
+        # As if it had arrived in one read with the ClientInfo.
         frame = b"\x04\0\0\0\1x"
         protocol.tail = frame  # type: ignore[attr-defined]  # of the one kind there is
         keeper.answer.set_result(True)
@@ -231,7 +231,7 @@ async def test_a_bad_frame_behind_the_login_ends_the_connection(kind: str, tls: 
         assert relay.counters.protocol_errors == 1
 
 
-async def test_who_sends_more_than_fits_while_asked_about_is_closed(tmp_path: Path) -> None:
+async def test_a_client_that_sends_too_much_while_asked_about_is_closed(tmp_path: Path) -> None:
     """A load balancer's buffers may bring more in one go than the relay's own reads."""
     keeper = Doorkeeper()
     config = keeper.config()

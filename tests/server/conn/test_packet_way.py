@@ -1,7 +1,6 @@
-"""The way of a packet that comes alone, from a read to the write: which functions it enters.
+"""Which functions run for a packet that comes alone, from the read to the write.
 
-Each costs about a twentieth of a microsecond. Whoever adds one should know; `make bench` tells
-what it costs.
+Each costs about a twentieth of a microsecond. `make bench` shows what a further one costs.
 """
 
 from __future__ import annotations

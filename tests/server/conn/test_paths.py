@@ -102,7 +102,7 @@ def test_a_connection_that_was_idle_for_long_has_the_whole_time(
     assert wire.gone
 
 
-def test_a_reader_whose_window_is_closed_and_who_answers_probes_lives(
+def test_a_client_with_a_closed_window_that_answers_probes_stays(
     core: ConnectionContext, kernel: Kernel
 ) -> None:
     (wire,) = logged_in(core, 1)

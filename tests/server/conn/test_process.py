@@ -20,7 +20,7 @@ def test_a_process_has_memory() -> None:
     assert peak / 10 < process.memory_now() <= peak * 1.1
 
 
-def test_without_proc_the_peak_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_the_peak_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError
 

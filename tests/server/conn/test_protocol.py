@@ -138,7 +138,7 @@ def test_the_mesh_key_and_no_other_grants_mesh_rights(
     assert core.router.registry.active[wire.key].can_mesh is mesh
 
 
-def test_without_a_mesh_key_nobody_has_mesh_rights(loop: FakeLoop) -> None:
+def test_without_a_mesh_key_no_client_has_mesh_rights(loop: FakeLoop) -> None:
     core = make_context(loop)
     wire = Wire(core)
     wire.login()
@@ -214,8 +214,8 @@ def test_packets_for_a_client_that_left_this_turn_are_counted(core: ConnectionCo
     assert core.router.counters.dropped(DropReason.GONE_DISCONNECTED) == 1
 
 
-def test_a_login_while_the_relay_stops_is_told_so(core: ConnectionContext) -> None:
-    """As those are that were there when the stop began."""
+def test_a_login_while_the_relay_stops_gets_restarting(core: ConnectionContext) -> None:
+    """Clients that were connected when the stop began get it too."""
     core.restarts_within = 8.0
     wire = Wire(core)
     wire.upgrade()
@@ -361,7 +361,7 @@ def test_bytes_after_the_end_are_ignored(core: ConnectionContext) -> None:
 def test_a_name_that_breaks_the_rule_ends_the_login(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture, name: str, mesh: str
 ) -> None:
-    """A mesh peer's as well; all it hears is the greeting, and the end."""
+    """A mesh peer's too; it gets only the greeting, and the end."""
     private = NodePrivate.generate()
     text = f'{{{mesh}"AppName":"{name}"}}'.encode()
     sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
@@ -377,7 +377,7 @@ def test_a_name_that_breaks_the_rule_ends_the_login(
 
 
 @pytest.mark.parametrize("name", ["", "a" * 32, "my app ~"])
-def test_a_name_that_keeps_the_rule_is_told_to_watchers(core: ConnectionContext, name: str) -> None:
+def test_a_name_that_keeps_the_rule_is_sent_to_watchers(core: ConnectionContext, name: str) -> None:
     watcher = Wire(core, mesh_key=MESH)
     watcher.login()
     watcher.feed(frames.pack_watch_conns())

@@ -180,7 +180,7 @@ def behind_a_proxy(loop: FakeLoop, login_timeout: float) -> Wire:
     return Wire(core, protocol_factory(core, ROUTES, None, proxy_header=True)())
 
 
-def test_who_logs_in_within_the_time_that_is_set_stays(loop: FakeLoop) -> None:
+def test_a_client_that_logs_in_within_the_timeout_stays(loop: FakeLoop) -> None:
     wire = Wire(make_context(loop, login_timeout=45.0))
     wire.loop.advance(44.0)
     wire.login()

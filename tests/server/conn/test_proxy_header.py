@@ -95,14 +95,14 @@ async def test_without_a_header_a_connection_is_closed(
         await until_gone(relay)
 
 
-async def test_nobody_else_is_believed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_other_proxies_are_not_believed(caplog: pytest.LogCaptureFixture) -> None:
     other = RelayConfig(proxy_protocol=True, trusted_proxies=(ip_network("192.0.2.0/24"),))
     async with pyderp.Relay(other) as relay:
         assert await ask(relay.address, V1 + get("/derp/probe")) == b""
         assert "127.0.0.1 is no trusted proxy" in caplog.text
 
 
-async def test_who_is_silent_does_not_hinder_the_end() -> None:
+async def test_a_silent_client_does_not_delay_the_end() -> None:
     async with pyderp.Relay(config()) as relay:
         reader, writer = await open_stream(relay.address)
         await _until_accepted(relay)

@@ -58,7 +58,9 @@ def test_each_client_is_sampled_once_in_ten_seconds(
     assert taken(core) == 6
 
 
-def test_who_has_not_logged_in_is_not_sampled(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_a_connection_without_a_login_is_not_sampled(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     join(core, 1)
     loop.advance(PERIOD - TICK)
     Wire(core).upgrade()

@@ -95,7 +95,7 @@ def test_a_graceful_close_during_the_handshake_is_silent(
     assert wire.transport.writes == []
 
 
-def test_plain_http_on_the_tls_port_is_told_so(
+def test_plain_http_on_the_tls_port_gets_an_answer(
     core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, engine)
@@ -184,7 +184,7 @@ def test_a_bad_frame_ends_what_the_same_read_still_holds(
 def test_a_session_that_is_broken_ends_the_connection_when_written_to(
     core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenSSL refuses to write after an error: that must not reach the one who sends."""
+    """OpenSSL refuses to write after an error, which must not be raised in the sender's read."""
     first, second = Wire(core), TLSWire(core, context)
     second.shake_hands()
     second.login()
@@ -210,7 +210,7 @@ def test_a_session_that_breaks_at_its_server_info_is_never_registered(
     assert core.router.counters.ends[EndReason.PROTOCOL_ERROR] == 1
 
 
-def test_an_end_that_is_told_by_an_error_is_an_end(
+def test_an_end_that_an_error_reports_is_an_end(
     core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether it is a count of zero or an error depends on the version of OpenSSL."""

@@ -332,7 +332,7 @@ def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: Connect
 
 @pytest.mark.parametrize("name", ["x" * 33, "a\\n", "bad"])
 def test_a_refused_name_closes_the_websocket_normally(core: ConnectionContext, name: str) -> None:
-    """What the client hears is that and no more, as from Go's relay."""
+    """The client gets that and nothing more, as from Go's relay."""
     wire = WebSocketWire(core)
     core.rules = replace(core.rules, disallowed_app_names=frozenset({"bad"}))
     wire.feed(ask())

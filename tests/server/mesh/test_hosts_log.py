@@ -31,7 +31,7 @@ def link(clock: Clock, caplog: pytest.LogCaptureFixture) -> MeshLog:
 
 
 def test_first_failure_and_recovery(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Both are told at once; so is a connection that works from the start."""
+    """Both are logged at once; so is a connection that works from the start."""
     link.failed("refused", None)
     link.connected()
     assert caplog.messages == ["mesh with b: refused", "mesh with b: connected again"]
@@ -80,7 +80,7 @@ def test_a_link_that_flaps(link: MeshLog, clock: Clock, caplog: pytest.LogCaptur
 def test_a_connection_that_held(
     link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a minute of peace the next failure is told at once."""
+    """After the link has worked for a minute, the next failure is logged at once."""
     link.failed("refused", None)
     clock.now += 5
     link.connected()
@@ -94,7 +94,7 @@ def test_a_connection_that_held(
     ]
 
 
-def test_a_new_reason_is_told_at_once_and_once(
+def test_a_new_reason_is_logged_at_once_and_once(
     link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     link.failed("refused", None)

@@ -42,7 +42,7 @@ async def test_forwards_both_ways() -> None:
 
 
 async def test_a_client_that_was_there_before_the_mesh() -> None:
-    """Who is there already when a link is made can be reached by way of it."""
+    """Clients that were connected before the link was made can be reached through it."""
     async with node() as left, node() as right, client_of(left) as a, client_of(right) as b:
         left.mesh.set_hosts([right.relay.url])
         await left.learns(b)
@@ -51,8 +51,8 @@ async def test_a_client_that_was_there_before_the_mesh() -> None:
 
 
 async def test_local_before_remote_and_back() -> None:
-    """A key that comes here is reached here; when it leaves, where it still is; nobody is told
-    that it is gone before it is gone everywhere."""
+    """Packets reach a key here while it is connected here, and then at the other relay. PeerGone
+    is sent only when the key is gone everywhere."""
     moving = NodePrivate.generate()
 
     async with meshed() as (left, right), client_of(left) as a:
@@ -73,7 +73,7 @@ async def test_local_before_remote_and_back() -> None:
 
 
 async def test_a_relay_that_dies_and_returns() -> None:
-    """Its keys are forgotten and who heard from them is told; then all is found again."""
+    """Its keys are forgotten, clients that got packets from them get PeerGone, and all returns."""
     key = NodePrivate.generate()
 
     async with node() as left, client_of(left) as a, contextlib.AsyncExitStack() as stack:
@@ -119,7 +119,7 @@ async def test_three_relays_and_no_loops() -> None:
             for destination in clients:
                 await passes(source, destination)
         assert [each.forwarded for each in nodes] == [(2, 2)] * 3
-        # What is for nobody goes nowhere, and nobody sends it on.
+        # A packet for an unknown key is dropped, and forwarded to no relay.
         for source in clients:
             source.send(NOBODY, DISCO)
             await told_gone(source, NOBODY, NOT_HERE)
@@ -147,7 +147,7 @@ async def test_a_key_on_two_other_relays() -> None:
                     bytes((number,)) for number in range(10)
                 ]
                 assert await news(leaves) == []
-            # One way less, which nobody is told.
+            # One forwarder less, of which no client gets a frame.
             await until(lambda: here.counters.multiforwarder_deleted >= 1)
             await passes(a, stays)
         assert first.forwarded == (0, 0)
@@ -202,7 +202,7 @@ async def test_many_packets_in_order() -> None:
 
 
 async def test_the_last_way_is_gone() -> None:
-    """A disco packet to somebody who left another relay is answered: not here."""
+    """A disco packet to a client that left another relay is answered with NOT_HERE."""
     async with meshed() as (left, right), client_of(left) as a:
         async with client_of(right) as b:
             await left.learns(b)

@@ -49,7 +49,7 @@ def present(*keys: object) -> bytes:
 
 @contextlib.asynccontextmanager
 async def linked_to_fake(retry: float = RETRY) -> AsyncIterator[tuple[Node, FakeRelay, Peer]]:
-    """A relay that is linked to a fake one, which has told it of itself."""
+    """A relay that is linked to a fake one, which has sent its first key."""
     async with fake_relay() as fake, node(hosts=[fake.url], retry=retry) as ours:
         peer = await fake.serve()
         assert peer.key == ours.relay.public_key
@@ -105,7 +105,7 @@ class TestNews:
     """What the other relay tells."""
 
     @pytest.mark.parametrize("reason", [0, 1])
-    async def test_who_comes_and_goes(self, reason: int) -> None:
+    async def test_clients_that_come_and_go(self, reason: int) -> None:
         """A way is there and gone again, whatever the reason; telling twice changes nothing."""
         async with linked_to_fake() as (ours, fake, peer):
             peer.say(present(A, A, B))
@@ -164,7 +164,7 @@ class TestNews:
             assert router.forwarders.get(claimed[0]) is other
             assert len(router.forwarders) == 1
 
-    async def test_many_departures_are_told_over_several_turns(
+    async def test_many_departures_are_sent_over_several_turns(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each of thousands of keys may be known to thousands of clients."""
@@ -193,7 +193,7 @@ class TestNews:
     async def test_keys_beyond_the_bound_are_not_noted(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """They are counted, and the log says so once; who leaves makes room."""
+        """They are counted, and logged once; a client that leaves makes room."""
         monkeypatch.setattr(module, "MAX_MESH_KEYS", 3)
         keys = [NodePrivate.generate().public for _ in range(10)]
 
@@ -234,9 +234,8 @@ class TestNews:
             peer.say(pack_peer_gone(B, DISCONNECTED))
             await peer.expect(FrameType.WATCH_CONNS)
 
-    async def test_a_client_hears_at_once(self) -> None:
-        """Who got packets from a key is told that it is gone, also when the link breaks, without
-        waiting for anything else."""
+    async def test_a_client_gets_peer_gone_at_once(self) -> None:
+        """A client that got packets from a key gets PeerGone at once, also when the link breaks."""
         async with linked_to_fake(retry=100) as (ours, fake, peer), client_of(ours) as c:
             ours.relay._running().stop()  # no tick that would write what was forgotten
             peer.say(present(A, B))
@@ -290,7 +289,7 @@ class TestBreak:
                 sent += 50
                 c.write()
                 await c.ping()
-            # The way is gone a moment before the loop for the link hears why.
+            # The forwarder is removed a moment before the loop of the link gets the error.
             await until(lambda: ours.status(fake.url).error != "")
             status = ours.status(fake.url)
             assert not status.connected
@@ -353,10 +352,10 @@ class TestBreak:
             assert ("mesh key" in error) == (how == "no login")
             await ours.mesh.aclose()
 
-    async def test_nobody_listens_yet(
+    async def test_another_relay_that_does_not_listen_yet(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Tried again and again (with a twin of TestNotifyError), told once, and mended."""
+        """The link is tried again and again (a twin of TestNotifyError), logged once, and works."""
         caplog.set_level(logging.INFO)
         failures: list[str] = []
         failed = MeshLog.failed
@@ -401,7 +400,7 @@ class TestBreak:
 
 
 class TestHosts:
-    """The list, as the relay is told of it."""
+    """The list of mesh hosts in the settings."""
 
     async def test_live_change(self) -> None:
         """New links are made, old ones ended with all their keys, the others not disturbed."""
@@ -444,7 +443,7 @@ class TestHosts:
 
     async def test_dial_host_over_tls(self, tmp_path: Path) -> None:
         """TCP goes to the dial host, on the port before the slash; certificate and SNI are the
-        host's. Who is not vouched for is not spoken to."""
+        host's. A relay without a trusted certificate gets no login."""
         name = "derp.example.com"
         write_pair(tmp_path, name)
         tls = ManualTLS(certdir=tmp_path, hostname=name)
@@ -468,7 +467,7 @@ class TestEnd:
 
     @pytest.mark.parametrize("when", ["connecting", "waiting", "connected"])
     async def test_leaves_nothing(self, when: str) -> None:
-        """No task, no connection, no way to anybody."""
+        """The relay has no task, no connection and no forwarder for it."""
         async with fake_relay() as fake, node(retry=100) as ours:
             tasks = asyncio.all_tasks()
             ours.mesh.set_hosts([fake.url])

@@ -43,7 +43,7 @@ class Names:
 
     async def txt(self, name: str) -> Sequence[str]:
         self.asked.append(name)
-        await asyncio.sleep(0)  # nobody answers at once
+        await asyncio.sleep(0)  # no resolver answers at once
         if name in self.hanging:
             self.hung += 1
             try:
@@ -159,7 +159,7 @@ async def test_an_unpublished_name_that_fails_disappears_too(
 async def test_names_that_hang_keep_no_time_from_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each has its own time, and what was found before stays while nobody answers."""
+    """Each look-up has its own timeout, and earlier addresses stay while there is no answer."""
     monkeypatch.setattr(bootstrap, "LOOKUP_TIMEOUT", 0.05)
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
@@ -199,7 +199,7 @@ async def test_names_that_hang_keep_no_time_from_others(
         (NameNotFound("none"), False),
     ],
 )
-async def test_only_the_news_that_a_name_is_none_takes_it_away(
+async def test_only_an_answer_without_addresses_removes_a_name(
     monkeypatch: pytest.MonkeyPatch, error: Exception, stays: bool
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
@@ -215,7 +215,9 @@ async def test_only_the_news_that_a_name_is_none_takes_it_away(
         assert (ask(served, "a") == {"a": ["192.0.2.1"]}) is stays
 
 
-async def test_a_percentage_stays_while_nobody_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_percentage_stays_while_its_record_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
     names = Names(new=["192.0.2.9"], share=["100"])
@@ -230,7 +232,7 @@ async def test_a_percentage_stays_while_nobody_tells_it(monkeypatch: pytest.Monk
         await until(lambda: ask(served, "new") == "")
 
 
-async def test_what_nobody_confirms_for_a_day_is_told_no_more(
+async def test_addresses_without_an_answer_for_a_day_are_returned_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
@@ -279,7 +281,7 @@ async def test_an_unforeseen_error_ends_only_one_look_up(
         (None, False, False),
     ],
 )
-async def test_a_txt_record_limits_who_is_told(
+async def test_a_txt_record_limits_which_clients_get_an_answer(
     texts: list[str] | None, inside: bool, outside: bool
 ) -> None:
     names = Names(a=["192.0.2.1"], new=["192.0.2.9"])
@@ -320,7 +322,7 @@ async def test_the_system_is_asked_by_default() -> None:
     assert ask(served)["192.0.2.7"] == ["192.0.2.7"]
 
 
-def test_a_wrong_entry_is_told_at_once() -> None:
+def test_a_wrong_entry_is_an_error_at_once() -> None:
     with pytest.raises(ConfigError, match="'/txt'"):
         make(Names(), unpublished="a /txt")
 
@@ -397,7 +399,7 @@ async def test_txt_records_are_read_from_a_name_server() -> None:
         ("x" * 70, "A DNS label is > 63 octets long"),
     ],
 )
-async def test_a_name_without_txt_records_is_told(name: str, why: str) -> None:
+async def test_a_name_without_txt_records_is_an_error(name: str, why: str) -> None:
     async with name_server() as (_, resolver):
         with pytest.raises(DialError, match=why):
             await system_txt(name, resolver=resolver)

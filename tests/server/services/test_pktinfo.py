@@ -124,7 +124,9 @@ def bound(family: int, host: str) -> socket.socket:
         (socket.AF_INET6, "::1", False),
     ],
 )
-def test_only_a_socket_for_all_addresses_is_told(family: int, host: str, enabled: bool) -> None:
+def test_only_a_socket_for_all_addresses_gets_the_destination(
+    family: int, host: str, enabled: bool
+) -> None:
     with bound(family, host) as sock:
         assert enable_pktinfo(sock) is enabled
         assert sock.getsockopt(*V4) == enabled

@@ -136,7 +136,7 @@ async def test_a_server_that_never_started_is_closed() -> None:
 
 
 class Broken(socket.socket):
-    """A socket that fails when told to."""
+    """A socket that fails when a test sets an error."""
 
     read_error: OSError | None = None
     write_error: OSError | None = None
@@ -230,7 +230,7 @@ async def test_answers_that_cannot_be_sent_are_counted(
     assert len([r for r in caplog.records if r.name == "pyderp.stun"]) == 1
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_taken_port_is_an_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -255,7 +255,7 @@ def test_a_second_process_may_take_over() -> None:
         ("a" * 70, "no host name"),
     ],
 )
-def test_an_address_that_cannot_be_used_is_told(host: str, why: str) -> None:
+def test_an_address_that_cannot_be_used_is_an_error(host: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         stun_sockets(host, 0)
 
@@ -268,7 +268,9 @@ def test_an_address_that_cannot_be_used_is_told(host: str, why: str) -> None:
         (OSError("odd"), "UDP 127.0.0.1:1: odd"),
     ],
 )
-def test_other_failures_are_told(monkeypatch: pytest.MonkeyPatch, error: OSError, why: str) -> None:
+def test_other_failures_are_errors(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, why: str
+) -> None:
     def refuse(*_: object) -> None:
         raise error
 

@@ -28,13 +28,13 @@ def test_all_is_well_with_duplicates() -> None:
     assert found(with_clients()) == []
 
 
-def test_books_that_do_not_agree_are_told() -> None:
+def test_tables_that_do_not_agree_are_reported() -> None:
     view = with_clients()
     view.router.counters.home_connections += 1
     assert found(view) == ["home connections = 1 != the connections say 0"]
 
 
-def test_a_login_without_a_socket_is_told() -> None:
+def test_a_login_without_a_socket_is_reported() -> None:
     view = with_clients()
     view.router.login(client(3))
     assert found(view) == ["connections = 3 != 2 sockets are logged in"]
@@ -44,13 +44,13 @@ def test_admission_that_lets_this_machine_in_is_well() -> None:
     assert found(with_clients(admission=FakeAdmission())) == []
 
 
-def test_what_is_a_trouble_of_admission_as_well_is_told_once() -> None:
+def test_a_failed_self_check_that_is_a_trouble_too_is_reported_once() -> None:
     wrong = "localClient.Status: no such socket"
     admission = FakeAdmission(wrong)
     admission.failing = f"local tailscaled does not answer, clients are refused: {wrong}"
     assert found(with_clients(admission=admission)) == [admission.failing]
 
 
-def test_admission_that_would_not_let_this_machine_in_is_told() -> None:
+def test_admission_that_would_refuse_this_machine_is_reported() -> None:
     trouble = "localClient.Status: no such socket"
     assert found(with_clients(admission=FakeAdmission(trouble))) == [trouble]

@@ -376,7 +376,7 @@ def test_connections_of_one_key_are_marked() -> None:
     assert '<a href="?all=1&amp;sort=conn">conn#</a> ▼' in html
 
 
-def test_who_came_by_the_key_has_it_in_all_links() -> None:
+def test_a_requester_with_the_key_has_it_in_all_links() -> None:
     relay = Relay(bare(access=Access(DebugAccess(key='a"&b'))))
     for _ in range(3):
         relay.add(("10.0.0.1", 1), app_name="x")

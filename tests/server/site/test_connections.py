@@ -29,7 +29,7 @@ def show(view: RelayView) -> tuple[str, list[dict[str, Any]]]:
     return html, json.loads(data)
 
 
-def test_nobody_is_an_empty_table() -> None:
+def test_without_clients_the_table_is_empty() -> None:
     html, rows = show(bare(FakeServed()))
     assert rows == []
     assert "0 connections are logged in" in html
@@ -72,7 +72,7 @@ def test_a_connection_is_described() -> None:
         assert f"<td>{cell}</td>" in html
 
 
-def test_flags_are_told() -> None:
+def test_flags_are_shown() -> None:
     connection = client(can_mesh=True, is_prober=True, not_ideal=True)
     connection.preferred = connection.is_dup = True
     html, (row,) = show(bare(FakeServed(connection)))
@@ -80,7 +80,7 @@ def test_flags_are_told() -> None:
     assert "<td>mesh, prober, home, not-ideal, duplicate</td>" in html
 
 
-def test_who_has_no_limit_is_told_so() -> None:
+def test_a_client_without_a_limit_is_shown_so() -> None:
     free, mesh, other = client(1), client(2, can_mesh=True), client(3)
     limits = FakeLimits(RateConfig(RateLimit(500, 70_000), {free.key: None}))
     served = [FakeServed(each) for each in (free, mesh, other)]
@@ -102,7 +102,7 @@ def test_what_a_client_says_of_itself_is_harmless() -> None:
     assert row["app"] == "<script>\\n\\x1b[31m\\u202e"
 
 
-def test_a_label_of_the_rate_limits_is_told_unless_the_key_file_has_one() -> None:
+def test_a_label_of_the_rate_limits_is_shown_unless_the_key_file_has_one() -> None:
     one, other = client(1), client(2)
     config = RateConfig(labels={one.key: "fast", other.key: "the office"})
     view = bare(

@@ -98,7 +98,7 @@ def scrape(view: RelayView) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_trouble_is_told_everywhere(case: str) -> None:
+def test_each_trouble_is_shown_everywhere(case: str) -> None:
     parts, part, text = CASES[case]
     tls = ManualTLS(certdir=Path("unused"), hostname=NAME)
     view = bare(config=RelayConfig(tls=tls), **parts)

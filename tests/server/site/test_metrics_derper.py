@@ -66,7 +66,7 @@ def test_drops_have_all_reasons_from_the_start_and_the_mesh_ones() -> None:
     assert set(drops.values()) == {0}
 
 
-def test_limits_are_told_only_where_there_are_some() -> None:
+def test_limits_are_exported_only_if_there_are_some() -> None:
     assert not any("rate_limit" in name for name in gather(bare()))
     values = gather(full())
     assert values["derp_rate_limit_per_client_bytes_per_second"] == 1000

@@ -64,7 +64,7 @@ def test_of_two_certificates_for_a_name_the_first_to_expire_counts() -> None:
     }
 
 
-def test_mesh_links_are_told_but_not_the_one_to_itself() -> None:
+def test_mesh_links_are_exported_but_not_the_one_to_itself() -> None:
     mesh = FakeMesh(
         FakeLink("b", peers=3), FakeLink("c", connected=False), FakeLink("a", is_self=True)
     )

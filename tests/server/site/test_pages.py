@@ -67,7 +67,7 @@ def test_whatever_stands_below_the_clients_is_the_same_page() -> None:
 
 
 @pytest.mark.parametrize("page", ["", *SUB_PAGES, "clients/?all", "clients/?ip=x", "nonsense"])
-def test_strangers_see_nothing(page: str) -> None:
+def test_other_requesters_see_nothing(page: str) -> None:
     response = get(full(), f"/debug/{page}", remote=STRANGER)
     assert response.status == 403
     assert response.body == b"debug access denied\n"
@@ -87,7 +87,7 @@ def test_this_machine_and_tailscale_addresses_see_all(page: str, remote: str) ->
         assert asyncio.run(answer).status == 200
 
 
-def test_a_developer_is_told_how_to_permit_access() -> None:
+def test_with_dev_the_refusal_says_how_to_permit_access() -> None:
     response = get(full(config=RelayConfig(dev=True)), "/debug/varz", remote=STRANGER)
     assert b"set TS_ALLOW_DEBUG_IP=8.8.8.8" in response.body
 
@@ -123,7 +123,7 @@ def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
 @pytest.mark.parametrize("page", ["", "/", *(f"/{name}" for name in SUB_PAGES)])
 @pytest.mark.parametrize("query", ["", "?debugkey=tomato"])
 def test_no_page_is_kept_by_a_browser_or_a_proxy(page: str, query: str) -> None:
-    """Its links may have the key, and its content is nobody else's business."""
+    """Its links may have the key, and its content is for the requester only."""
     view = full(access=Access(DebugAccess(key="tomato")))
     answer = site(view).answer(ask(f"/debug{page}{query}"))
     if isinstance(answer, StreamedResponse):
@@ -133,7 +133,7 @@ def test_no_page_is_kept_by_a_browser_or_a_proxy(page: str, query: str) -> None:
     assert ("Cache-Control", "no-store") in answer.headers
 
 
-def test_a_page_from_elsewhere_is_refused_and_told_why() -> None:
+def test_a_request_under_another_name_is_refused_with_the_reason() -> None:
     for page in ("", *SUB_PAGES):
         response = get(full(), f"/debug/{page}", headers=[(b"host", b"evil.example")])
         assert response.status == 403
@@ -205,7 +205,7 @@ def test_what_configurations_say_is_escaped() -> None:
     assert "<b>Version:</b> &lt;1&gt;" in text(version="<1>")
 
 
-def test_who_came_by_the_key_has_it_in_the_links() -> None:
+def test_a_requester_with_the_key_has_it_in_the_links() -> None:
     view = bare(access=Access(DebugAccess(key='a"&b')))
     response = get(view, "/debug/?debugkey=a%22%26b", remote=STRANGER)
     assert response.status == 200

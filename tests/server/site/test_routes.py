@@ -113,7 +113,7 @@ def test_plain_http_beside_tls_answers_captive_portal_checks() -> None:
         ask("http://evil.example/", host="h"),
     ],
 )
-def test_what_cannot_be_redirected_is_told_to_use_https(request_: Request) -> None:
+def test_requests_that_cannot_be_redirected_get_use_https(request_: Request) -> None:
     response = answer(SIDE_ROUTES, request_)
     assert response.status == 400
     assert response.body == b"Use HTTPS\n"

@@ -1,4 +1,4 @@
-"""Who sees what, asked of a running relay by HTTP."""
+"""Which requesters see which pages, asked of a running relay by HTTP."""
 
 from __future__ import annotations
 

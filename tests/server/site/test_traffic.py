@@ -42,7 +42,7 @@ class Rounds:
 
 
 @pytest.mark.parametrize("via", ["plain", "websocket"])
-async def test_busy_clients_are_told_until_the_reader_leaves(
+async def test_busy_clients_are_listed_until_the_reader_leaves(
     via: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 0.05)
@@ -86,7 +86,7 @@ async def test_a_relay_that_stops_ends_the_stream() -> None:
     await dial.hang_up(writer)
 
 
-def test_who_has_no_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_a_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 0)
 
     async def main() -> None:

@@ -59,7 +59,7 @@ def test_others_may_not(remote: str) -> None:
 
 
 @pytest.mark.parametrize("remote", ["127.0.0.1", "100.100.100.100", "198.51.100.7", "10.1.2.3"])
-def test_what_somebody_untrusted_forwarded_may_not(remote: str) -> None:
+def test_a_request_that_an_untrusted_proxy_forwarded_may_not(remote: str) -> None:
     config = DebugAccess(allow_ip="198.51.100.7", trusted=(ip_network("10.0.0.0/8"),))
     assert allowed(remote, config)
     assert not allowed(remote, config, forwarded=True)
@@ -177,10 +177,10 @@ def test_names_of_the_relay_and_addresses_may(host: str, monkeypatch: pytest.Mon
         "a" * 301,
     ],
 )
-def test_names_that_anybody_could_point_here_may_not(
+def test_names_that_any_name_server_could_point_here_may_not(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DNS rebinding: to the browser of who may see the pages, they are the attacker's own site."""
+    """DNS rebinding: an allowed person's browser takes the pages for the attacker's own site."""
     monkeypatch.setattr("socket.gethostname", lambda: "")
     access = Access(DebugAccess(hosts=("relay.tailnet.ts.net", "")), names=lambda: OWN)
     assert not allowed_as(host, access)
@@ -198,7 +198,7 @@ def test_the_key_opens_it_under_any_name() -> None:
     assert not access.allows(ask("/debug/?debugkey=potato", headers=evil))
 
 
-def test_a_stranger_is_not_told_that_the_name_is_wrong() -> None:
+def test_an_outside_requester_does_not_learn_that_the_name_is_wrong() -> None:
     request = ask("/debug/", remote=STRANGER, headers=[(b"host", b"evil.example")])
     access = Access(DebugAccess())
     assert refusal(request, access, dev=False).body == b"debug access denied\n"
@@ -211,7 +211,7 @@ def test_a_refusal_names_no_way_in() -> None:
     assert ("Content-Type", "text/plain; charset=utf-8") in response.headers
 
 
-def test_a_developer_is_told_how_to_permit_access() -> None:
+def test_with_dev_the_refusal_says_how_to_permit_access() -> None:
     response = refusal(ask("/debug/varz", remote=STRANGER), Access(DebugAccess()), dev=True)
     assert response.body == (
         b"debug access denied; to permit access, set TS_ALLOW_DEBUG_IP=8.8.8.8\n"
@@ -219,7 +219,7 @@ def test_a_developer_is_told_how_to_permit_access() -> None:
 
 
 @pytest.mark.parametrize(("remote", "forwarded"), [("", False), (STRANGER, True)])
-def test_nobody_is_told_what_would_not_help(remote: str, forwarded: bool) -> None:
+def test_a_hint_that_would_not_help_is_left_out(remote: str, forwarded: bool) -> None:
     request = ask("/debug/varz", remote=remote, forwarded=forwarded)
     response = refusal(request, Access(DebugAccess()), dev=True)
     assert response.body == b"debug access denied\n"
