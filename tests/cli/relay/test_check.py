@@ -378,7 +378,7 @@ def test_unknown_members_of_the_rate_limits_are_reported(
     file.write_text('{"PerClientRate": 5}')
     done = check("--dev", "-a", "127.0.0.1:0", "--no-stun", "--rate-config", file)
     assert done.code == 0
-    assert f"warning: rate limits {file}: unknown and passed over: PerClientRate\n" in done.out
+    assert f"warning: rate limits {file}: unknown members are ignored: PerClientRate\n" in done.out
 
 
 def test_a_relay_without_derp_is_doubtful(check: Callable[..., Done]) -> None:

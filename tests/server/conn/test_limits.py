@@ -603,7 +603,7 @@ def test_what_is_applied_is_logged_as_upstream_does(
         "2 keys with limits of their own"
     )
     assert lines[1] == "rate config applied: client-rate=0 bytes/sec, client-burst=0 bytes"
-    assert lines[2].endswith("unknown and passed over: PerClientRateLimitBytePerSec")
+    assert lines[2].endswith("unknown members are ignored: PerClientRateLimitBytePerSec")
     assert len(lines) == 3
 
 

@@ -286,7 +286,7 @@ def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
     # If the file cannot be read, `check_files` has reported that.
     with contextlib.suppress(ConfigError):
         if path is not None and (ignored := read_rate_config(path).ignored):
-            lines.append(f"rate limits {path}: unknown and passed over: {', '.join(ignored)}")
+            lines.append(f"rate limits {path}: unknown members are ignored: {', '.join(ignored)}")
     with settings.collect():
         lines += _expiry(plan)
     lines += plan.config.idle_app_names()

@@ -142,7 +142,9 @@ class Limits:
         )
         if config.ignored:
             log.warning(
-                "rate config %s: unknown and passed over: %s", self.path, ", ".join(config.ignored)
+                "rate config %s: unknown members are ignored: %s",
+                self.path,
+                ", ".join(config.ignored),
             )
 
 

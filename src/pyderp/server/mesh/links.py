@@ -46,12 +46,12 @@ _TOLD_A_TURN: Final = 2_000
 _LONGEST_ERROR: Final = 500
 _NOT_YET: Final = "not connected yet"
 _KEYS_DIFFER: Final = (
-    "it took the login and hung up when asked who is there, so its mesh key probably differs "
-    "from ours: give both relays the same mesh key"
+    "it accepted the login and closed the connection at WatchConns, so its mesh key probably "
+    "differs from ours: give both relays the same mesh key"
 )
 _LOGIN_REFUSED: Final = (
-    "it hung up during the login; if it verifies its clients, its mesh key probably differs "
-    "from ours: give both relays the same mesh key"
+    "it closed the connection during the login; if it verifies its clients, its mesh key probably "
+    "differs from ours: give both relays the same mesh key"
 )
 
 
