@@ -224,6 +224,19 @@ def test_an_empty_list_is_taken_with_a_warning(
     assert "allows no client" in caplog.text
 
 
-def test_the_same_list_again_is_no_change(files: Files) -> None:
+@pytest.mark.parametrize(("keys", "text"), [((5,), "1 key"), ((5, 6), "2 keys")])
+def test_the_log_has_the_number_of_keys(
+    files: Files, caplog: pytest.LogCaptureFixture, keys: tuple[int, ...], text: str
+) -> None:
+    caplog.set_level(logging.INFO, "pyderp.admission")
+    files.write(*keys)
+    assert files.list.reload()
+    assert caplog.messages == [f"read {text} from {files.path}"]
+    files.path.write_text("nonsense\n")
+    assert not files.list.reload()
+    assert files.list.trouble.startswith(f"the old list of {text} stays in use: ")
+
+
+def test_the_same_list_again_is_no_news(files: Files) -> None:
     files.touch()
     assert [files.list.look(), files.list.look()] == [False, False]

@@ -120,8 +120,8 @@ class KeyList:
 
     what: ClassVar[str]
     """The name of this kind of file in errors and logs."""
-    _keys: ClassVar[str]
-    """The name of its keys in logs."""
+    _key: ClassVar[str]
+    """The name of one of its keys in logs."""
     _adds_early: ClassVar[bool]
     """Whether new keys of a file that still changes count at once."""
 
@@ -180,8 +180,9 @@ class KeyList:
             labels = read_allow_list(self.path, self.what)
         except ConfigError as e:
             if settled:
-                log.error("%s not reloaded, the old list of %d stays: %s", self._keys, len(self), e)
-                self.trouble = f"the old list of {len(self)} {self._keys} stays in use: {e}"
+                log.error("%ss not reloaded, the old list of %d stays: %s", self._key, len(self), e)
+                keys = counted(len(self), self._key)
+                self.trouble = f"the old list of {keys} stays in use: {e}"
             return False
         self.trouble = ""
         if not settled:
@@ -205,7 +206,7 @@ class AllowList(KeyList):
     """
 
     what = "key file"
-    _keys = "keys"
+    _key = "key"
     _adds_early = False
 
     def verdict(self, key: NodePublic) -> Verdict:

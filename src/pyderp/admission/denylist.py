@@ -8,6 +8,7 @@ from pathlib import Path
 from pyderp.admission.allowlist import KeyList, read_allow_list
 from pyderp.admission.verdict import Verdict
 from pyderp.keys import NodePublic
+from pyderp.text import counted
 
 __all__ = ["DenyList", "read_deny_list"]
 
@@ -34,7 +35,7 @@ class DenyList(KeyList):
     """
 
     what = "deny file"
-    _keys = "denied keys"
+    _key = "denied key"
     _adds_early = True
 
     def verdict(self, key: NodePublic) -> Verdict | None:
@@ -45,4 +46,5 @@ class DenyList(KeyList):
         return Verdict(False, f"peer {key} denied (in the deny file{label and ': '}{label})")
 
     def _log_size(self) -> None:
-        log.info("%d keys of %s are denied", len(self), self.path)
+        are = "is" if len(self) == 1 else "are"
+        log.info("%s of %s %s denied", counted(len(self), "key"), self.path, are)

@@ -101,7 +101,18 @@ def test_a_quarter_of_few_files_is_kept(core: ConnectionContext) -> None:
         assert AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1).most <= 4096 - 64
 
 
-def test_floods_are_logged_now_and_then(
+@pytest.mark.parametrize(("shed", "text"), [(1, "1 connection"), (2, "2 connections")])
+def test_the_log_has_the_number_of_connections_that_were_shed(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture, shed: int, text: str
+) -> None:
+    gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
+    gate.most = 0
+    gate.shed = shed - 1
+    taken(gate, 1)
+    assert caplog.messages == [f"out of file descriptors: {text} shed so far"]
+
+
+def test_floods_are_told_of_now_and_then(
     core: ConnectionContext, loop: FakeLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = AcceptGate(core.loop, core.protocols, limit=1, burst=1)

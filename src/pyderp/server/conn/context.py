@@ -286,8 +286,7 @@ class ConnectionContext:
         self.linger_until = math.inf
         """The deadline of a stop, on the loop's clock: the last connection is closed then."""
         self.restarts_within: float | None = None
-        """Seconds over which clients are asked to spread their reconnects, once a stop has begun;
-        `None` before."""
+        """Seconds over which clients are to spread their reconnects; `None` until a stop begins."""
         self.stalled: dict[Stalled, None] = {}
         """Connections whose socket is full: an index of `RelayProtocol.full`."""
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
@@ -373,7 +372,9 @@ class ConnectionContext:
         if left_out is None:
             return
         # In the same line: a line of its own would double the number of lines.
-        more = f" ({left_out} further problems with peers were not logged)" if left_out else ""
+        further = counted(left_out, "further problem")
+        were = "was" if left_out == 1 else "were"
+        more = f" ({further} with peers {were} not logged)" if left_out else ""
         # Callers cut what they quote of a peer. This is the limit if one of them does not.
         line = f"{(text % args)[:_LONGEST_LINE]}{more}"
         log.warning("%s", line, extra={LOG_FIELDS: fields or {}})
