@@ -25,11 +25,11 @@ def test_a_single_attempt_that_fails_finds_the_server_unreachable() -> None:
     async def main() -> None:
         clock = Clock()
         reach = Reach(clock=clock)
-        assert not reach.is_known_missed()
-        assert await reach.is_missed_by_all(reach.begin())
-        assert reach.is_known_missed()
+        assert not reach.is_known_unreachable()
+        assert await reach.is_unreachable_for_all(reach.begin())
+        assert reach.is_known_unreachable()
         clock.now += 1
-        assert not reach.is_known_missed()
+        assert not reach.is_known_unreachable()
 
     asyncio.run(main())
 
@@ -41,14 +41,14 @@ def test_a_new_connection_counts_for_half_a_minute_and_an_old_one_not() -> None:
         reused = reach.begin()
         reused.connected = reused.reused = True
         reach.on_end(reused)
-        assert await reach.is_missed_by_all(reach.begin())
+        assert await reach.is_unreachable_for_all(reach.begin())
         reach.on_reached(reach.begin())
         # What was found out before is over.
-        assert not reach.is_known_missed()
+        assert not reach.is_known_unreachable()
         clock.now += 29
-        assert not await reach.is_missed_by_all(reach.begin())
+        assert not await reach.is_unreachable_for_all(reach.begin())
         clock.now += 1
-        assert await reach.is_missed_by_all(reach.begin())
+        assert await reach.is_unreachable_for_all(reach.begin())
 
     asyncio.run(main())
 
@@ -57,11 +57,11 @@ def test_one_that_fails_waits_for_those_that_began_before_and_for_no_others() ->
     async def main() -> None:
         reach = Reach(clock=Clock(), grace=1000)
         first, second = reach.begin(), reach.begin()
-        missed = asyncio.ensure_future(reach.is_missed_by_all(first))
+        missed = asyncio.ensure_future(reach.is_unreachable_for_all(first))
         await asyncio.sleep(0)
         later = reach.begin()
         assert not missed.done()
-        assert await reach.is_missed_by_all(second) is await missed is True
+        assert await reach.is_unreachable_for_all(second) is await missed is True
         reach.on_end(later)
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
@@ -72,7 +72,9 @@ def test_all_that_wait_hear_of_one_that_gets_through() -> None:
     async def main() -> None:
         reach = Reach(clock=Clock(), grace=1000)
         attempts = [reach.begin() for _ in range(64)]
-        missed = [asyncio.ensure_future(reach.is_missed_by_all(each)) for each in attempts[:63]]
+        missed = [
+            asyncio.ensure_future(reach.is_unreachable_for_all(each)) for each in attempts[:63]
+        ]
         await asyncio.sleep(0)
         reach.on_reached(attempts[63])
         assert await asyncio.gather(*missed) == [False] * 63
@@ -86,7 +88,7 @@ def test_the_wait_for_others_has_an_end() -> None:
         reach = Reach(clock=loop.time, grace=1)
         hanging, failed = reach.begin(), reach.begin()
         begin = loop.time()
-        assert await reach.is_missed_by_all(failed)
+        assert await reach.is_unreachable_for_all(failed)
         assert loop.time() == begin + 1
         reach.on_end(hanging)
 

@@ -23,7 +23,7 @@ from pyderp.admission.verdict import excerpt
 from pyderp.tasks import in_own_thread
 from pyderp.text import h11_words, system_words
 
-__all__ = ["Attempt", "OwnThreadResolver", "Reach", "is_missing_connection", "tracing"]
+__all__ = ["Attempt", "OwnThreadResolver", "Reach", "means_unreachable", "tracing"]
 
 _FRESH: Final = 30.0
 """Seconds for which a server counts as reachable after an attempt reached it."""
@@ -84,7 +84,7 @@ class Reach:
         self._clock = clock
         self._grace = grace
         self._reached: float | None = None
-        self._missed: float | None = None
+        self._unreachable_at: float | None = None
         """When the server was last found unreachable, if no attempt has reached it since."""
         self._trying: set[Attempt] = set()
         self._changed = asyncio.Event()
@@ -95,14 +95,14 @@ class Reach:
         self._trying.add(attempt)
         return attempt
 
-    def is_known_missed(self) -> bool:
+    def is_known_unreachable(self) -> bool:
         """Return whether the server was found unreachable within the last second.
 
         Then further questions need not wait for connections that would fail too.
         """
-        return self._missed is not None and self._clock() - self._missed < _KNOWN
+        return self._unreachable_at is not None and self._clock() - self._unreachable_at < _KNOWN
 
-    async def is_missed_by_all(self, failed: Attempt) -> bool:
+    async def is_unreachable_for_all(self, failed: Attempt) -> bool:
         """Return whether no other attempt reaches the server, after one failed to connect.
 
         Waits at most `grace` seconds for the concurrent attempts.
@@ -115,7 +115,7 @@ class Reach:
                     await self._changed.wait()
         if self._is_fresh():
             return False
-        self._missed = self._clock()
+        self._unreachable_at = self._clock()
         return True
 
     def on_reached(self, attempt: Attempt) -> None:
@@ -123,7 +123,7 @@ class Reach:
         attempt.connected = True
         attempt.reused = False
         self._reached = self._clock()
-        self._missed = None
+        self._unreachable_at = None
         self.on_end(attempt)
 
     def on_end(self, attempt: Attempt) -> None:
@@ -160,7 +160,7 @@ def describe(error: Exception) -> str:
     return excerpt(str(error)) or type(error).__name__
 
 
-def is_missing_connection(error: Exception) -> bool:
+def means_unreachable(error: Exception) -> bool:
     """Return whether an attempt failed because the server is missing, not by this machine's fault.
 
     TLS counts as part of the connection, so a server with an expired certificate counts as

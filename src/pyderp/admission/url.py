@@ -16,7 +16,7 @@ from pyderp.admission.reach import (
     OwnThreadResolver,
     Reach,
     describe,
-    is_missing_connection,
+    means_unreachable,
     tracing,
 )
 from pyderp.admission.source import Source
@@ -72,7 +72,7 @@ class AdmissionURL(Source):
 
     async def ask(self, client: ClientIdentity) -> Verdict:
         """Return the verdict of the server."""
-        if self._fail_open and self._reach.is_known_missed():
+        if self._fail_open and self._reach.is_known_unreachable():
             return self._let_in(client, "no question has reached it")
         self._counters.queries += 1
         attempt = self._reach.begin()
@@ -88,7 +88,7 @@ class AdmissionURL(Source):
             if attempt.connected:
                 cause = Cause.TIMED_OUT if late else Cause.BAD_ANSWER
                 return self._failed(f"no usable answer: {what}", cause)
-            if not is_missing_connection(e):
+            if not means_unreachable(e):
                 return self._failed(f"cannot be asked: {what}", Cause.FAILED)
             return await self._unreachable(client, attempt, what)
         finally:
@@ -132,7 +132,7 @@ class AdmissionURL(Source):
     async def _unreachable(self, client: ClientIdentity, attempt: Attempt, what: str) -> Verdict:
         if not self._fail_open:
             return self._failed(f"unreachable: {what}", Cause.UNREACHABLE)
-        if not await self._reach.is_missed_by_all(attempt):
+        if not await self._reach.is_unreachable_for_all(attempt):
             # A client may be able to make one connection fail, but hardly all of them.
             return self._failed(f"no connection, but others reach it: {what}", Cause.CROWDED)
         self._counters.errors += 1

@@ -27,7 +27,7 @@ from tests.server.ways import KINDS, way
 MESH_KEY = MeshKey.parse("0123456789abcdef" * 4)
 
 
-class Doorkeeper:
+class FakeAdmission:
     """An admission that answers when the test sets the verdict."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Doorkeeper:
 async def test_what_a_client_sends_behind_its_login_waits_for_the_answer(
     kind: str, tls: ManualTLS
 ) -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     config, via = way(kind, tls)
     async with pyderp.Relay(keeper.config(config)) as relay:
         target = await connect(relay.address, mesh_key=MESH_KEY, via=via)
@@ -70,7 +70,7 @@ async def test_what_a_client_sends_behind_its_login_waits_for_the_answer(
 
 @pytest.mark.parametrize("behind", [1, 20, 3000])
 async def test_packets_in_one_write_with_the_login_arrive_after_the_answer(behind: int) -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     async with pyderp.Relay(keeper.config()) as relay:
         target = await connect(relay.address, mesh_key=MESH_KEY)
         reader, writer = await open_stream(relay.address)
@@ -92,7 +92,7 @@ async def _login_with(client: Client, relay: pyderp.Relay, target: Client, packe
 
 
 async def test_a_refused_client_is_closed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     keeper.answer.set_result(False)
     async with pyderp.Relay(keeper.config()) as relay:
         private = NodePrivate.generate()
@@ -111,7 +111,7 @@ async def test_a_disallowed_name_is_refused_before_a_source_is_asked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An empty item is dropped, so clients without a name are allowed; that is logged at start."""
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     keeper.answer.set_result(True)
     config = replace(keeper.config(), disallow_app_names=("bad", ""))
     async with pyderp.Relay(config) as relay:
@@ -130,7 +130,7 @@ async def test_a_disallowed_name_is_refused_before_a_source_is_asked(
 
 
 async def test_mesh_peers_are_not_asked_about() -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     async with (
         pyderp.Relay(keeper.config()) as relay,
         clients(relay, 1, mesh_key=MESH_KEY),
@@ -139,7 +139,7 @@ async def test_mesh_peers_are_not_asked_about() -> None:
 
 
 async def test_a_client_that_closes_while_asked_about_is_forgotten() -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     async with pyderp.Relay(keeper.config()) as relay:
         joining = asyncio.ensure_future(connect(relay.address))
         await keeper.was_asked.wait()
@@ -151,7 +151,7 @@ async def test_a_client_that_closes_while_asked_about_is_forgotten() -> None:
 
 
 async def test_a_relay_that_stops_waits_for_no_answer() -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     relay = pyderp.Relay(keeper.config())
     await relay.start()
     joining = asyncio.ensure_future(connect(relay.address))
@@ -179,14 +179,14 @@ async def test_a_key_that_is_taken_from_the_file_loses_its_connection(tmp_path: 
 
 
 async def test_nothing_is_logged_of_allowed_clients(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     keeper.answer.set_result(True)
     async with pyderp.Relay(keeper.config()) as relay, clients(relay):
         assert [each for each in caplog.records if each.levelno > logging.INFO] == []
 
 
 async def test_what_waits_is_bounded_by_one_read() -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     async with pyderp.Relay(keeper.config()) as relay:
         reader, writer = await open_stream(relay.address)
         client = Client(reader, writer, NodePrivate.generate(), None)  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ async def _follow(joining: asyncio.Future[Client]) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "websocket"])
 async def test_a_bad_frame_behind_the_login_ends_the_connection(kind: str, tls: ManualTLS) -> None:
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     _, via = way(kind, tls)
     async with pyderp.Relay(keeper.config()) as relay:
         private = NodePrivate.generate()
@@ -233,7 +233,7 @@ async def test_a_bad_frame_behind_the_login_ends_the_connection(kind: str, tls: 
 
 async def test_a_client_that_sends_too_much_while_asked_about_is_closed(tmp_path: Path) -> None:
     """A load balancer's buffers may bring more in one go than the relay's own reads."""
-    keeper = Doorkeeper()
+    keeper = FakeAdmission()
     config = keeper.config()
     config = replace(
         config,

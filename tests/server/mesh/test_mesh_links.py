@@ -168,7 +168,7 @@ class TestNews:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each of thousands of keys may be known to thousands of clients."""
-        monkeypatch.setattr(module, "_TOLD_A_TURN", 2)
+        monkeypatch.setattr(module, "_GONE_FRAMES_A_TURN", 2)
         keys = [NodePrivate.generate().public for _ in range(12)]
         flushed: list[int] = []
 

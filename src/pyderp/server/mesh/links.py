@@ -41,7 +41,7 @@ _ASK_AGAIN: Final = 60.0
 """Seconds between two requests for all keys of the other relay (WatchConns)."""
 _KEYS_A_TURN: Final = 2_000
 """Keys of a broken link that are removed in one turn of the loop, in about 4 ms."""
-_TOLD_A_TURN: Final = 2_000
+_GONE_FRAMES_A_TURN: Final = 2_000
 """PeerGone frames to clients here that one link may cause in one turn of the loop."""
 _LONGEST_ERROR: Final = 500
 _NOT_YET: Final = "not connected yet"
@@ -107,7 +107,7 @@ class Mesh:
             schedule_flush,
             retry,
         )
-        self._loops: dict[tuple[str, str], tuple[_Neighbour, asyncio.Task[None]]] = {}
+        self._loops: dict[tuple[str, str], tuple[_OtherRelay, asyncio.Task[None]]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
 
     def set_hosts(self, hosts: Sequence[str]) -> None:
@@ -132,10 +132,10 @@ class Mesh:
             task.add_done_callback(self._stopping.discard)
         self._loops = loops
 
-    def _begin(self, host: MeshHost) -> tuple[_Neighbour, asyncio.Task[None]]:
-        neighbour = _Neighbour(host, self._own)
+    def _begin(self, host: MeshHost) -> tuple[_OtherRelay, asyncio.Task[None]]:
+        other = _OtherRelay(host, self._own)
         name = f"pyderp mesh with {host.label}"
-        return neighbour, asyncio.create_task(neighbour.run(), name=name)
+        return other, asyncio.create_task(other.run(), name=name)
 
     async def aclose(self) -> None:
         """End all links; takes at most a second."""
@@ -145,7 +145,7 @@ class Mesh:
 
     def status(self) -> list[MeshStatus]:
         """Return the state of each link, in the order of the list."""
-        return [neighbour.status() for neighbour, _ in self._loops.values()]
+        return [other.status() for other, _ in self._loops.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class _Own:
     retry: float
 
 
-class _Neighbour:
+class _OtherRelay:
     """The link to one other relay."""
 
     def __init__(self, host: MeshHost, own: _Own) -> None:
@@ -241,14 +241,14 @@ class _Neighbour:
         counters = self._own.router.counters
         while True:
             messages = await client.receive_many()
-            told = counters.peer_gone_disconnected
+            gone_before = counters.peer_gone_disconnected
             for message in messages:
                 self._handle(message)
-                if counters.peer_gone_disconnected - told > _TOLD_A_TURN:
+                if counters.peer_gone_disconnected - gone_before > _GONE_FRAMES_A_TURN:
                     # Thousands of keys may leave at once, and each may cause thousands of frames.
                     self._own.schedule_flush()
                     await asyncio.sleep(0)
-                    told = counters.peer_gone_disconnected
+                    gone_before = counters.peer_gone_disconnected
             self._own.schedule_flush()
             if self._doubt and loop.time() - self._asked_at >= _ASK_AGAIN:
                 self._doubt = False
@@ -262,13 +262,13 @@ class _Neighbour:
                     self._connected()
                 # This relay's own login there is not a client.
                 if peer != self._own.private_key.public:
-                    self._came(peer.raw)
+                    self._on_present(peer.raw)
             case PeerGone(peer, reason):
-                self._gone(peer.raw, reason)
+                self._on_gone(peer.raw, reason)
             case ServerInfo():
                 self._logged_in = True
 
-    def _came(self, key: bytes) -> None:
+    def _on_present(self, key: bytes) -> None:
         # Bounded, because the other relay may announce any number of keys.
         if len(self._present) >= MAX_MESH_KEYS and key not in self._present:
             self._own.router.counters.mesh_keys_not_noted += 1
@@ -283,7 +283,7 @@ class _Neighbour:
         self._present.add(key)
         self._own.router.add_forwarder(key, self._link)
 
-    def _gone(self, key: bytes, reason: int) -> None:
+    def _on_gone(self, key: bytes, reason: int) -> None:
         if key not in self._present:
             return
         self._present.discard(key)
@@ -334,10 +334,10 @@ class _Neighbour:
         cancelled: asyncio.CancelledError | None = None
         counters = router.counters
         while present:
-            told = counters.peer_gone_disconnected
+            gone_before = counters.peer_gone_disconnected
             for _ in range(min(len(present), _KEYS_A_TURN)):
                 router.remove_forwarder(present.pop(), self._link)
-                if counters.peer_gone_disconnected - told > _TOLD_A_TURN:
+                if counters.peer_gone_disconnected - gone_before > _GONE_FRAMES_A_TURN:
                     break
             self._own.schedule_flush()
             try:
