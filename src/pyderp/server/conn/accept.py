@@ -87,11 +87,11 @@ class AcceptGate:
                 self.shed += 1
                 shed = counted(self.shed, "connection")
                 self._say("out of file descriptors: %s shed so far", shed)
-                return _ClosedAtOnce()
+                return _TurnedAway()
             if limited and self._bucket and not self._bucket.take(1, self._loop.time()):
                 self.rejected += 1
                 self._say("connections come too fast: %d rejected so far", self.rejected)
-                return _ClosedAtOnce()
+                return _TurnedAway()
             if limited:
                 self.accepted += 1
             if not self._coming:
@@ -147,7 +147,7 @@ def protocol_factory(
     return lambda: RelayProtocol(context, first)
 
 
-class _ClosedAtOnce(asyncio.Protocol):
+class _TurnedAway(asyncio.Protocol):
     """Closes a connection as soon as it is made."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
