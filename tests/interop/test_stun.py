@@ -127,9 +127,10 @@ def wildcard(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_stunc_reads_our_answer(host: str) -> None:
+    stunc = need("stunc")
     with our_stun_server("") as port:
         done = subprocess.run(
-            [str(need("stunc")), host, str(port)],
+            [str(stunc), host, str(port)],
             capture_output=True,
             text=True,
             timeout=20,

@@ -116,7 +116,6 @@ def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
     async def main() -> None:
         private = private_key(tmp_path)
         async with hostile(private.public) as (url, caught):
-            program = NEWER_GOPEER if kind == NEWER else GOPEER
             going = asyncio.ensure_future(go_client(url, program))
             frame = await caught.get()
             client = NodePublic(frame[FRAME_HEADER_LEN:][:KEY_LEN])
@@ -129,6 +128,8 @@ def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
             assert (again is None) is (kind == "pyderp")
             await going
 
+    program = NEWER_GOPEER if kind == NEWER else GOPEER
+    need(program)
     with running(kind, "plain", tmp_path) as relay:
         asyncio.run(main())
         if kind == "pyderp":
