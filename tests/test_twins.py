@@ -137,9 +137,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/test_go_clients.py::test_wrong_pin_is_refused",
     ),
     "TestGCPCertMode": (
-        "config/test_tls.py::test_googles_authority_wants_all_of_its_settings",
-        "config/test_tls.py::test_the_key_of_a_binding_comes_in_both_base64s",
-        "config/test_tls.py::test_a_bad_key_is_refused_and_not_repeated",
+        "config/test_tls.py::test_googles_authority_needs_all_of_its_settings",
+        "config/test_tls.py::test_an_eab_key_may_be_in_either_base64_alphabet",
+        "config/test_tls.py::test_a_bad_eab_key_is_refused_and_not_quoted",
     ),
     "TestIPCertManager": (
         "certs/test_acme.py::test_a_connection_to_an_address_gets_a_certificate_for_it",
@@ -149,8 +149,8 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestIPCertManagerNextProvider": ("certs/test_acme.py::test_names_and_addresses_side_by_side",),
     "TestCertModeIPCertsGating": (
-        "config/test_tls.py::test_an_address_needs_ip_certs_and_both_ways_out_are_named",
-        "config/test_tls.py::test_ip_certs_go_with_names_and_addresses",
+        "config/test_tls.py::test_an_address_needs_ip_certs_and_the_error_names_both_remedies",
+        "config/test_tls.py::test_ip_certs_work_with_names_and_addresses",
         "cli/relay/test_refusals.py::test_flags_that_do_not_go_together_are_explained",
     ),
     # net/stunserver, net/stun

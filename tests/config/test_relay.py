@@ -1,4 +1,4 @@
-"""Settings that cannot be used are refused where they are given."""
+"""Settings that cannot work raise a ConfigError that names them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_wrong_value_is_named(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536, "80"])
-def test_a_port_that_is_none_is_refused(port: Any) -> None:
+def test_an_invalid_port_is_refused(port: Any) -> None:
     with pytest.raises(ConfigError, match=r"^http_port is "):
         ManualTLS(certdir=Path(), hostname="h", http_port=port)
 
@@ -60,13 +60,13 @@ def test_names_that_refuse_no_client_are_listed() -> None:
         RelayConfig(disallow_app_names=(1,))  # type: ignore[arg-type]
 
 
-def test_a_folder_may_be_text() -> None:
+def test_certdir_may_be_a_string() -> None:
     tls: Any = ManualTLS(certdir="folder", hostname="h")  # type: ignore[arg-type]
     assert tls.certdir == Path("folder")
 
 
 @pytest.mark.parametrize(
-    ("values", "told", "settings"),
+    ("values", "error", "settings"),
     [
         (
             {"mesh_with": ("a",)},
@@ -88,16 +88,16 @@ def test_a_folder_may_be_text() -> None:
         ({"send_queue_depth": 0}, "send_queue_depth is 0; want 1 or more", ("send_queue_depth",)),
     ],
 )
-def test_an_error_has_the_settings_that_it_is_about(
-    values: dict[str, Any], told: str, settings: tuple[str, ...]
+def test_an_error_lists_the_settings_it_is_about(
+    values: dict[str, Any], error: str, settings: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         RelayConfig(**values)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(error)
     assert caught.value.settings == settings
 
 
-def test_parts_name_their_settings_in_full() -> None:
+def test_errors_of_nested_settings_name_them_in_full() -> None:
     with pytest.raises(ConfigError, match="admission URL 'x' begins") as caught:
         AdmissionConfig(url="x")
     assert caught.value.settings == ("admission.url",)
@@ -110,8 +110,8 @@ def test_parts_name_their_settings_in_full() -> None:
 
 
 @pytest.mark.parametrize("text", ["foo", "192.0.2.0/24", "192.0.2.1:80", "[::1]", "%eth0"])
-def test_an_address_for_debug_that_is_none_is_refused(text: str) -> None:
-    """It would keep monitoring out, and nothing would say so."""
+def test_an_invalid_debug_address_is_refused(text: str) -> None:
+    """An invalid address would exclude the monitoring without any error."""
     with pytest.raises(ConfigError, match="no IP address, so it would let no requester") as caught:
         DebugAccess(allow_ip=text)
     assert caught.value.settings == ("debug.allow_ip",)
@@ -120,14 +120,14 @@ def test_an_address_for_debug_that_is_none_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["https://a.example", "a.example:80", "a.example b.example"])
-def test_a_host_for_debug_that_no_request_has_is_refused(name: str) -> None:
+def test_a_debug_host_that_is_no_host_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="is no host name") as caught:
         DebugAccess(hosts=("ok.example", name))
     assert caught.value.settings == ("debug.hosts",)
     DebugAccess(hosts=("a.example", "relay.tailnet.ts.net.", "", "2001:db8::1"))
 
 
-def test_a_copied_error_is_the_same() -> None:
+def test_a_copied_error_keeps_its_text_and_settings() -> None:
     with pytest.raises(ConfigError) as caught:
         RelayConfig(proxy_protocol=True)
     again = copy.copy(caught.value)
@@ -152,7 +152,7 @@ def test_a_copied_error_is_the_same() -> None:
 def test_two_services_on_one_port_are_refused(
     address: str, http_port: int | None, metrics: str, refused: str
 ) -> None:
-    """With SO_REUSEPORT the kernel takes it, and spreads connections over both."""
+    """With SO_REUSEPORT the kernel allows it, and spreads connections over both services."""
     tls = ManualTLS(certdir=Path(), hostname="h", http_port=http_port)
     expected = pytest.raises(ConfigError, match=refused) if refused else contextlib.nullcontext()
     with expected:

@@ -1,4 +1,4 @@
-"""Settings that cannot work; twins of derper's TestCertModeIPCertsGating and TestGCPCertMode."""
+"""TLS settings that cannot work; twins of TestCertModeIPCertsGating and TestGCPCertMode."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def acme(**more: Any) -> ACMETLS:
     return ACMETLS(**{"certdir": Path("/nowhere"), "hostname": "derp.example.com", **more})
 
 
-def test_an_address_needs_ip_certs_and_both_ways_out_are_named() -> None:
+def test_an_address_needs_ip_certs_and_the_error_names_both_remedies() -> None:
     with pytest.raises(ConfigError, match=r"hostname=203.* give ip_certs.*certmode=manual"):
         acme(hostname="203.0.113.7")
 
 
 @pytest.mark.parametrize("hostname", ["203.0.113.7", "2001:db8::7", "derp.example.com"])
-def test_ip_certs_go_with_names_and_addresses(hostname: str) -> None:
+def test_ip_certs_work_with_names_and_addresses(hostname: str) -> None:
     acme(hostname=hostname, ip_certs=True)
 
 
@@ -35,7 +35,7 @@ def test_ip_certs_need_plain_http() -> None:
         acme(ip_certs=True, http_port=None)
 
 
-def test_a_name_does_without_plain_http() -> None:
+def test_a_name_needs_no_plain_http() -> None:
     acme(http_port=None)
 
 
@@ -48,7 +48,7 @@ def test_public_authorities_need_a_full_name() -> None:
 @pytest.mark.parametrize(
     "hostname", ["", "no name", "*.example.com", "a/b.example.com", "ex\n.com"]
 )
-def test_what_is_no_name_is_refused(hostname: str) -> None:
+def test_an_invalid_hostname_is_refused(hostname: str) -> None:
     with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
         acme(hostname=hostname)
 
@@ -64,7 +64,7 @@ def google(**more: Any) -> ACMETLS:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "error"),
     [
         (
             {"eab_kid": "", "eab_key": "", "email": ""},
@@ -77,18 +77,18 @@ def google(**more: Any) -> ACMETLS:
         ({"ip_certs": True}, "ip_certs needs certmode=letsencrypt; it is gcp"),
     ],
 )
-def test_googles_authority_wants_all_of_its_settings(more: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_googles_authority_needs_all_of_its_settings(more: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         google(**more)
 
 
-def test_googles_authority_is_content_with_all_of_them() -> None:
+def test_googles_authority_with_all_of_its_settings_is_accepted() -> None:
     google()
 
 
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("padded", [True, False])
-def test_the_key_of_a_binding_comes_in_both_base64s(encode: Any, padded: bool) -> None:
+def test_an_eab_key_may_be_in_either_base64_alphabet(encode: Any, padded: bool) -> None:
     text = encode(KEY).decode()
     text = text if padded else text.rstrip("=")
     assert parse_eab_key(text) == KEY
@@ -96,13 +96,13 @@ def test_the_key_of_a_binding_comes_in_both_base64s(encode: Any, padded: bool) -
 
 
 @pytest.mark.parametrize("text", ["", "=", "a", "ab cd", "é", "ab\x00c"])
-def test_a_bad_key_is_refused_and_not_repeated(text: str) -> None:
+def test_a_bad_eab_key_is_refused_and_not_quoted(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_eab_key(text)
     assert str(caught.value) == "invalid base64 encoding for EAB key"
 
 
-def test_a_binding_needs_both_of_its_parts() -> None:
+def test_external_account_binding_needs_both_of_its_settings() -> None:
     for part in ({"eab_kid": "x"}, {"eab_key": "aa"}):
         with pytest.raises(ConfigError, match="needs both eab_kid and eab_key") as caught:
             acme(**part)
@@ -110,14 +110,14 @@ def test_a_binding_needs_both_of_its_parts() -> None:
 
 
 @pytest.mark.parametrize("directory", ["", "http://ca.internal", "ca.internal"])
-def test_an_authority_is_asked_by_https(directory: str) -> None:
+def test_the_directory_of_an_authority_must_be_an_https_url(directory: str) -> None:
     with pytest.raises(ConfigError, match="is no https:// URL") as caught:
         acme(directory=directory)
     assert caught.value.settings == ("tls.directory",)
 
 
 @pytest.mark.parametrize("name", ["1.2.3", "999.1.1.1", "5"])
-def test_a_number_is_no_host_name(name: str) -> None:
+def test_a_hostname_that_ends_in_a_number_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="no name ends in a number"):
         ManualTLS(certdir=Path(), hostname=name)
     with pytest.raises(ConfigError, match="no name ends in a number"):
@@ -134,18 +134,18 @@ def test_a_number_is_no_host_name(name: str) -> None:
         ("*.example.com", "neither a host name nor an IP address"),
     ],
 )
-def test_a_name_that_no_file_can_be_for_is_refused_as_such(name: str, why: str) -> None:
+def test_a_hostname_that_cannot_be_used_is_refused_with_the_reason(name: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as caught:
         ManualTLS(certdir=Path(), hostname=name)
     assert caught.value.settings == ("tls.hostname",)
 
 
 @pytest.mark.parametrize("url", ["http://", "https://:443/x", "http://[::1", "http://h:99999"])
-def test_a_url_of_an_admission_controller_names_a_host(url: str) -> None:
+def test_an_admission_url_must_name_a_host(url: str) -> None:
     with pytest.raises(ConfigError, match=r"admission URL .*(names no host|cannot be used)"):
         check_setting("admission.url", url)
 
 
-def test_what_has_no_rule_takes_any_value() -> None:
+def test_a_setting_without_a_rule_accepts_any_value() -> None:
     check_setting("tls.email", 5)
     check_setting("no.such", None)
