@@ -16,7 +16,7 @@ from pyderp.wire.frames import (
 )
 from tests.client.fakes import fake_relay
 from tests.server.dial import connect
-from tests.server.meshed import MESH, client_of, news, node, until
+from tests.server.meshed import MESH, client_of, messages_so_far, node, until
 
 BOUND, FLOOD = 50, 2_000
 
@@ -49,11 +49,11 @@ async def test_flood_of_a_mesh_peer(monkeypatch: pytest.MonkeyPatch) -> None:
                     hostile.writer.write(pack_forward_packet(source, victim.key, b"x"))
                 hostile.writer.write(pack_watch_conns() * 500)
                 peer.say(*(pack_peer_present(key, bytes(16), 0, 1) for key in fresh()))
-                await news(other)
+                await messages_so_far(other)
             counters, router = ours.counters, ours.router
             await until(lambda: counters.packets_forwarded_in == FLOOD)
             await until(lambda: counters.mesh_keys_not_noted == 400 - BOUND)
-            await news(other)
+            await messages_so_far(other)
             assert len(router.forwarders) == BOUND
             assert counters.sources_not_noted == FLOOD - BOUND
             assert len(router.registry.sent_to) == BOUND
@@ -62,6 +62,6 @@ async def test_flood_of_a_mesh_peer(monkeypatch: pytest.MonkeyPatch) -> None:
             await victim.aclose()
             await until(lambda: not router.registry.sent_to)
             assert len(turns) >= 10
-            await news(other)
+            await messages_so_far(other)
             await hostile.aclose()
         await ours.mesh.aclose()

@@ -1,1 +1,1 @@
-"""The floor with sockets: on fake transports with an exact clock, and on loopback sockets."""
+"""The part with sockets: on fake transports with an exact clock, and on loopback sockets."""

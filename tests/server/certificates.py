@@ -28,12 +28,12 @@ def write_pair(
     password: str = "",
     days: int = 60,
 ) -> bytes:
-    """Write `HOSTNAME.crt` and `HOSTNAME.key`; give the certificate, DER.
+    """Write `HOSTNAME.crt` and `HOSTNAME.key`; return the certificate as DER.
 
     Args:
         names: subject alternative names, none at all if empty; by default the host name.
         password: encrypts the key.
-        days: how long it is still valid; negative: how long it has not been.
+        days: days until it expires; negative: days since it expired.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname)])
@@ -67,7 +67,7 @@ def write_pair(
 
 
 def trusting_nobody() -> ssl.SSLContext:
-    """A client's context that takes any certificate."""
+    """Return a client's context that accepts any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""A relay's TLS, made once a file."""
+"""TLS contexts and engines of a relay, made once per file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NATIVE: Final = load(NativeUse.AUTO)
 
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory: pytest.TempPathFactory) -> ServerContexts:
-    """The contexts with a good certificate for `NAME`."""
+    """The TLS contexts with a valid certificate for `NAME`."""
     directory: Path = tmp_path_factory.mktemp("certificates")
     write_pair(directory, NAME)
     meta = meta_certificate(NodePrivate.generate().public)
@@ -31,13 +31,13 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> ServerContexts:
 
 @pytest.fixture(scope="module")
 def context(contexts: ServerContexts) -> ssl.SSLContext:
-    """The ssl module's side of them."""
+    """The context of the ssl module among them."""
     return contexts.context("")
 
 
 @pytest.fixture(params=["ssl", "rustls"] if _NATIVE else ["ssl"])
 def engine(request: pytest.FixtureRequest, contexts: ServerContexts) -> Engine:
-    """Each TLS engine that there is."""
+    """Each TLS engine that is installed."""
     name = NAME.encode()
     if request.param == "ssl":
         return SSLEngine(contexts, name)

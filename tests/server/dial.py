@@ -42,14 +42,14 @@ class Via:
     server_name: str | None = None
     websocket: bool = False
     fast_start: NodePublic | None = None
-    """The relay's key, known already: request and ClientInfo leave in one write."""
+    """The relay's key, if known already: request and ClientInfo then leave in one write."""
     ideal_node: str = ""
     receive_buffer: int = 0
     """Bytes of the kernel's receive buffer; 0: the system's."""
     source: str = ""
     """IP address to connect from; empty: the system's choice."""
     before: bytes = b""
-    """What comes first, before TLS: a load balancer's PROXY header."""
+    """Bytes sent first, before TLS: a load balancer's PROXY header."""
 
 
 @dataclass
@@ -64,7 +64,8 @@ class Client:
     messages: deque[Message] = field(default_factory=deque)
 
     def __del__(self) -> None:
-        # The library's parser holds its protocol; only the collector would free the two.
+        # The library's parser and protocol are a reference cycle: break it, or only the
+        # cyclic collector frees them.
         if self.websocket is not None:
             release_protocol(self.websocket)
 
@@ -73,11 +74,11 @@ class Client:
         return self.private.public
 
     def write(self) -> None:
-        """Hand what the session has to say to the transport."""
+        """Write the session's pending bytes to the transport."""
         self.write_stream(b"".join(self.session.data_to_send()))
 
     def write_stream(self, data: bytes) -> None:
-        """Hand bytes of the DERP stream to the transport."""
+        """Write bytes of the DERP stream to the transport."""
         if self.websocket is not None:
             self.websocket.send_binary(data)
             data = b"".join(self.websocket.data_to_send())
@@ -88,7 +89,7 @@ class Client:
         self.write()
 
     def take(self, data: bytes) -> None:
-        """Take bytes from the relay."""
+        """Process bytes from the relay."""
         if self.websocket is None:
             self.messages += self.session.receive_data(data)
             return
@@ -98,7 +99,7 @@ class Client:
                 self.messages += self.session.receive_data(bytes(event.data))
 
     async def receive(self) -> Message:
-        """The next message."""
+        """Return the next message."""
         async with asyncio.timeout(BOUND):
             while not self.messages:
                 data = await self.reader.read(1 << 16)
@@ -108,7 +109,7 @@ class Client:
         return self.messages.popleft()
 
     async def wait_for(self, kind: type[M]) -> M:
-        """The next message of a type; others before it are dropped."""
+        """Return the next message of a type; others before it are dropped."""
         while not isinstance(message := await self.receive(), kind):
             pass
         return message
@@ -142,7 +143,7 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
 
 
 async def drained(reader: asyncio.StreamReader) -> bytes:
-    """All that comes until the other side closes the connection, in whatever way."""
+    """Return all bytes until the other side closes the connection, in whatever way."""
     data = bytearray()
     async with asyncio.timeout(BOUND):
         with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -158,7 +159,7 @@ async def open_stream(
     via = via or Via()
     host = "127.0.0.1" if address[0] in ("", "0.0.0.0", "::") else address[0]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol spelled out asyncio turns Nagle's algorithm off.
+    # asyncio turns Nagle's algorithm off only if the protocol is given.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setblocking(False)
     try:
@@ -197,7 +198,7 @@ async def connect(
         app_name=app_name,
         takes_health=True,
     )
-    client = await knock(address, private=private, info=info, via=via)
+    client = await start_login(address, private=private, info=info, via=via)
     try:
         await client.wait_for(ServerInfo)
     except BaseException:
@@ -206,7 +207,7 @@ async def connect(
     return client
 
 
-async def knock(
+async def start_login(
     address: tuple[str, int],
     *,
     private: NodePrivate | None = None,
@@ -249,7 +250,7 @@ async def _upgrade(client: Client, via: Via) -> None:
     )
     client.writer.write(request + b"".join(client.session.data_to_send()))
     if via.fast_start is not None:
-        # The greeting comes all the same, but ClientSession does not expect it.
+        # The relay sends its key all the same, but this ClientSession does not expect it.
         await client.reader.readexactly(5 + 40)
         return
     reply = UpgradeReply()
@@ -307,15 +308,15 @@ async def clients(
 
 
 async def until_gone(relay: pyderp.Relay) -> None:
-    """Wait until a relay has forgotten all connections."""
+    """Wait until a relay has no connections left."""
     core = relay._running()
     async with asyncio.timeout(BOUND):
-        while core.protocols:  # noqa: ASYNC110 (nobody tells)
+        while core.protocols:  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0.005)
 
 
 async def passes(sender: Client, receiver: Client) -> None:
-    """A packet gets from one client to the other."""
+    """Send a packet from one client to the other, and wait until it arrives."""
     mark = os.urandom(16)
     sender.send(receiver, mark)
     while await receiver.packet() != mark:

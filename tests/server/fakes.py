@@ -1,4 +1,4 @@
-"""A loop whose clock a test sets by hand, a transport whose kernel takes what a test allows."""
+"""A loop whose clock the test sets, and a transport whose kernel accepts what the test allows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALL = 1 << 30
 
 
 class FakeHandle:
-    """What `call_later` gives."""
+    """The handle that `call_later` returns."""
 
     def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.when = when
@@ -95,7 +95,7 @@ LOCAL = "198.51.100.1"
 
 
 class FakeTransport(asyncio.Transport):
-    """Collects what is written; takes `room` bytes and keeps the rest, like a full socket."""
+    """Collects what is written; accepts `room` bytes and keeps the rest, like a full socket."""
 
     def __init__(self, loop: FakeLoop, peername: object = ("192.0.2.1", 4711)) -> None:
         super().__init__({"peername": peername, "sockname": (LOCAL, 443)})
@@ -136,7 +136,7 @@ class FakeTransport(asyncio.Transport):
         return True
 
     def take(self, more: int) -> None:
-        """The kernel takes `more` bytes beyond what it had room for."""
+        """The kernel accepts `more` bytes beyond what it had room for."""
         assert self.protocol is not None
         self.room += more
         count = min(self.room, len(self.held))
@@ -236,12 +236,12 @@ def _last(_: Request) -> Answer:
 
 
 ROUTES = relay_routes({"/": _home, "/last": _last})
-"""Those of the main listener."""
+"""The routes of the main listener."""
 SIDE_ROUTES = side_routes(lambda _: None, ROUTES, lambda _: False)
 
 
 class FixedContext(ServerContexts):
-    """Has one context, whatever it is asked for."""
+    """Returns the same context for every address."""
 
     challenge_pending = False
 
@@ -255,7 +255,7 @@ class FixedContext(ServerContexts):
 
 
 class Wire:
-    """One connection to a core, seen from the client, with no socket in between."""
+    """One connection to a relay's context, seen from the client, with no socket in between."""
 
     def __init__(
         self,
@@ -283,22 +283,22 @@ class Wire:
 
     @property
     def gone(self) -> bool:
-        """The connection is no more, or the relay waits for nothing but the client's end."""
+        """The connection is closed, or the relay has closed its half and sent all it had."""
         return self.transport.lost or (self.transport.eof and not self.transport.held)
 
     def hang_up(self) -> None:
-        """The client closes its half, and the connection is no more."""
+        """The client closes its half, and the connection ends."""
         if not self.transport.lost and not self.protocol.eof_received():
             self.transport.close()
         self.loop.turn()
 
     def feed(self, data: bytes) -> None:
-        """Bytes reach the relay in one read, as large as its buffer allows, and a turn ends."""
+        """Pass bytes to the relay in reads as large as its buffer allows, then run the loop."""
         self.feed_only(data)
         self.loop.turn()
 
     def feed_only(self, data: bytes) -> None:
-        """The same within a turn of the loop."""
+        """Pass bytes to the relay without running the loop afterwards."""
         while data and not self.transport.closing:
             buffer = self.protocol.get_buffer(-1)
             assert len(buffer), "a loop cannot read into nothing"
@@ -308,42 +308,42 @@ class Wire:
             data = data[count:]
 
     def answer(self) -> bytes:
-        """What the relay wrote since the last look, as far as the kernel took it."""
+        """Return what the relay wrote since the last call, as far as the kernel accepted it."""
         data = bytes(self.transport.taken[self.read :])
         self.read = len(self.transport.taken)
         return data
 
     def messages(self) -> list[Message]:
-        """Return the messages of the relay since the last call."""
+        """Return the messages from the relay since the last call."""
         return self.session.receive_data(self.answer())
 
     def say(self) -> None:
-        """Feed what the session has to say."""
+        """Send the session's pending bytes to the relay."""
         self.feed(b"".join(self.session.data_to_send()))
 
     def upgrade(self) -> None:
-        """HTTP: ask for the upgrade and read the answer."""
+        """Send the HTTP upgrade request and read the answer."""
         self.feed(upgrade_request("relay.test", "/derp", user_agent="tests"))
         rest = UpgradeReply().receive_data(self.answer())
         assert rest is not None
         self.session.receive_data(rest)
 
     def login(self) -> None:
-        """Everything up to ServerInfo."""
+        """Log in, up to ServerInfo."""
         self.upgrade()
         self.say()
         assert [type(message).__name__ for message in self.messages()] == ["ServerInfo"]
 
 
 def records_of(wire: Wire) -> SSLRecords:
-    """The records of a connection under TLS."""
+    """Return the TLS records of a connection."""
     assert isinstance(wire.protocol.outmost, TLSLayer)
     assert isinstance(wire.protocol.outmost._records, SSLRecords)
     return wire.protocol.outmost._records
 
 
 def ticks(seconds: float) -> float:
-    """The first tick that is not before a time: when the relay notices."""
+    """Return the time of the first tick at or after `seconds`: when the relay notices."""
     return -(-seconds // TICK) * TICK
 
 

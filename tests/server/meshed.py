@@ -1,4 +1,4 @@
-"""Relays of ours in one process, in a mesh."""
+"""Meshed pyderp relays in one process."""
 
 from __future__ import annotations
 
@@ -43,35 +43,35 @@ class Node:
 
     @property
     def forwarded(self) -> tuple[int, int]:
-        """Packets that went out to the mesh and that came in."""
+        """Packets forwarded to the mesh, and packets that came from it."""
         return self.counters.packets_forwarded_out, self.counters.packets_forwarded_in
 
     def way(self, client: dial.Client | NodePublic) -> Forwarder | None:
-        """The way from here to a key on another relay."""
+        """Return the forwarder from here to a key on another relay, if there is one."""
         key = client if isinstance(client, NodePublic) else client.key
         return self.router.forwarders.get(key.raw)
 
     def has(self, client: dial.Client) -> bool:
-        """Whether a connection here has the client's key."""
+        """Return whether a connection here has the client's key."""
         return client.key.raw in self.router.registry.active
 
     def status(self, url: str) -> MeshStatus:
-        """That of one host."""
+        """Return the status of the link to one host."""
         (found,) = [status for status in self.mesh.status() if status.host == url]
         return found
 
     async def learns(self, *clients: dial.Client) -> None:
-        """Wait until there is a way to each of the clients."""
+        """Wait until there is a forwarder for each of the clients."""
         await until(lambda: all(self.way(client) is not None for client in clients))
 
 
 def config(**options: object) -> RelayConfig:
-    """A relay's settings, with the mesh key unless another is given."""
+    """Return a relay's settings, with the mesh key unless another is given."""
     return RelayConfig(**{"mesh_key": MESH, **options})  # type: ignore[arg-type]  # any of them
 
 
 def make_mesh(relay: Relay, client_config: ClientConfig = CLIENT, *, retry: float = RETRY) -> Mesh:
-    """A mesh for a relay, with no hosts yet."""
+    """Return a mesh for a relay, with no hosts yet."""
     core = relay._running()
     return Mesh(
         core.router,
@@ -103,7 +103,7 @@ async def node(
 
 @contextlib.asynccontextmanager
 async def meshed(count: int = 2) -> AsyncIterator[list[Node]]:
-    """A full mesh; each relay's list has itself, too, as an operator's would."""
+    """Start a full mesh; each relay's list contains itself, too, as an operator's would."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(node()) for _ in range(count)]
         for each in nodes:
@@ -115,7 +115,7 @@ async def meshed(count: int = 2) -> AsyncIterator[list[Node]]:
 
 
 async def linked(*nodes: Node) -> None:
-    """Wait until all links stand."""
+    """Wait until all links are up."""
     await until(lambda: all(s.connected or s.is_self for each in nodes for s in each.mesh.status()))
 
 
@@ -129,8 +129,8 @@ async def client_of(each: Node, private: NodePrivate | None = None) -> AsyncIter
         await client.aclose()
 
 
-async def news(client: dial.Client) -> list[Message]:
-    """All messages of a client up to now."""
+async def messages_so_far(client: dial.Client) -> list[Message]:
+    """Return all messages of a client up to now."""
     before = list(client.messages)
     client.messages.clear()
     data = os.urandom(8)
@@ -141,12 +141,12 @@ async def news(client: dial.Client) -> list[Message]:
     return before
 
 
-async def told_gone(client: dial.Client, key: NodePublic, reason: int) -> None:
+async def expect_gone(client: dial.Client, key: NodePublic, reason: int) -> None:
     assert await client.wait_for(PeerGone) == PeerGone(key, reason)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until a condition holds of which there is no notification."""
+    """Run the loop until a condition holds that no event reports."""
     async with asyncio.timeout(dial.BOUND):
-        while not condition():  # noqa: ASYNC110 (nobody tells)
+        while not condition():  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""The ways to a relay that all must work alike."""
+"""The ways to reach a relay, which must all behave alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ["plain", "tls1.2", "tls1.3", "websocket", "websocket over tls"]
 
 
 def over_tls(version: ssl.TLSVersion | None = None) -> Via:
-    """By the right name, trusting any certificate."""
+    """Connect over TLS with the right server name, and accept any certificate."""
     context = trusting_nobody()
     if version is not None:
         context.minimum_version = context.maximum_version = version
@@ -22,7 +22,7 @@ def over_tls(version: ssl.TLSVersion | None = None) -> Via:
 
 
 def way(kind: str, tls: ManualTLS) -> tuple[RelayConfig, Via]:
-    """A relay's settings and how to reach it."""
+    """Return a relay's settings and how to reach it."""
     if kind == "plain":
         return RelayConfig(), Via()
     if kind == "websocket":

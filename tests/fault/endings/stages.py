@@ -18,7 +18,7 @@ from pyderp.relay.limits import MIN_BURST
 from pyderp.server.app.assemble import RelayParts
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.frames import FrameType, frame_header
-from tests.server.dial import Client, Via, connect, drained, hang_up, knock, open_stream
+from tests.server.dial import Client, Via, connect, drained, hang_up, open_stream, start_login
 from tests.server.ways import KINDS
 
 from .controller import Controller
@@ -185,12 +185,12 @@ async def streamed(place: Place) -> Line:
 
 async def greeted(place: Place) -> Line:
     """It knows the relay's key, and has yet to tell its own."""
-    return line(await knock(place.relay.address, via=place.via, silent=True))
+    return line(await start_login(place.relay.address, via=place.via, silent=True))
 
 
 async def in_the_login(place: Place) -> Line:
     """In the middle of its ClientInfo."""
-    client = await knock(place.relay.address, via=place.via, silent=True)
+    client = await start_login(place.relay.address, via=place.via, silent=True)
     client.write_stream(b"".join(client.session.data_to_send())[:40])
     await until(lambda: _unused(place.protocol()))
     return line(client)
@@ -302,7 +302,7 @@ async def being_asked_about(place: Place) -> Line:
     place.asked.says = None
     place.allow(True)
     place.relay.reload()
-    client = await knock(place.relay.address, private=place.private, via=place.via)
+    client = await start_login(place.relay.address, private=place.private, via=place.via)
     await until(lambda: place.asked.waiting)
     return line(client)
 
@@ -334,7 +334,7 @@ async def being_asked_by_http(place: Place) -> Line:
     gate = place.parts.admission
     assert gate is not None
     before = gate.counters.queries
-    client = await knock(place.relay.address, private=place.private, via=place.via)
+    client = await start_login(place.relay.address, private=place.private, via=place.via)
     await until(lambda: gate.counters.queries > before)
     return line(client)
 
@@ -344,7 +344,7 @@ async def being_asked_by_http(place: Place) -> Line:
 
 async def refused(place: Place) -> Line:
     """Kept out; the relay has closed its half, and waits for the client's."""
-    client = await knock(place.relay.address, via=place.via)
+    client = await start_login(place.relay.address, via=place.via)
     await drained(client.reader)
     return line(client)
 

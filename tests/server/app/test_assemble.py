@@ -1,4 +1,4 @@
-"""Which connected clients are asked about again, and which connections an answer closes."""
+"""Which clients are checked again while connected, and which connections a refusal closes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.server.fakes import FakeLoop, Wire, make_context
 MESH_KEY = MeshKey.parse("0123456789abcdef" * 4)
 
 
-async def test_a_recheck_neither_asks_about_mesh_peers_nor_closes_them() -> None:
+async def test_a_recheck_neither_checks_mesh_peers_nor_closes_them() -> None:
     private, other = NodePrivate.generate(), NodePrivate.generate()
     asked: set[NodePublic] = set()
     banned: set[NodePublic] = set()
@@ -61,19 +61,19 @@ def join(
     return wire
 
 
-def test_a_key_is_closed_at_one_address_or_everywhere_but_not_as_a_mesh_peer(
+def test_revoking_a_key_closes_it_at_one_address_or_all_but_never_as_a_mesh_peer(
     core: ConnectionContext,
 ) -> None:
     router = core.router
-    private, stranger = NodePrivate.generate(), NodePrivate.generate()
+    private, unrelated = NodePrivate.generate(), NodePrivate.generate()
     here, here_too = (join(core, private, "192.0.2.1") for _ in range(2))
     there = join(core, private, "::ffff:192.0.2.2")
     peer = join(core, private, "192.0.2.1", mesh_key=MESH_KEY)
-    other = join(core, stranger, "192.0.2.1")
+    other = join(core, unrelated, "192.0.2.1")
     assert Counter(live_clients(router)) == {
         ClientIdentity(private.public, "192.0.2.1"): 2,
         ClientIdentity(private.public, "192.0.2.2"): 1,
-        ClientIdentity(stranger.public, "192.0.2.1"): 1,
+        ClientIdentity(unrelated.public, "192.0.2.1"): 1,
     }
 
     def gone() -> list[Wire]:

@@ -1,4 +1,4 @@
-"""A running relay knows which of its parts do not work, and when they work again."""
+"""A running relay reports which of its parts do not work, and when they work again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_relay_whose_authority_is_down_is_not_healthy(tmp_path: Path) ->
         answer = await plain(relay.http_address, "/debug/check")
         assert answer.startswith(b"HTTP/1.1 500 ")
         assert b"no certificate for relay.example.com" in answer
-        # As Prometheus asks; by TLS it could not.
+        # Over plain HTTP, as Prometheus may; TLS has no certificate yet.
         varz = await plain(relay.http_address, "/debug/varz", "relay.example.com:80")
         assert b'\npyderp_degraded{part="certificate"} 1\n' in varz
         with pytest.raises(ssl.SSLError):
@@ -84,7 +84,7 @@ async def test_a_certificate_that_clients_refuse_is_logged_once_at_the_start(
         assert says in line
 
 
-async def test_a_controller_that_is_down_shows_while_clients_are_let_in() -> None:
+async def test_an_unreachable_admission_controller_is_reported_while_clients_are_accepted() -> None:
     url = f"http://127.0.0.1:{closed_port()}/"
     async with Relay(RelayConfig(admission=AdmissionConfig(url=url))) as relay:
         assert relay.troubles() == []
@@ -94,7 +94,7 @@ async def test_a_controller_that_is_down_shows_while_clients_are_let_in() -> Non
             assert (await plain(relay.address, "/debug/check")).startswith(b"HTTP/1.1 500 ")
 
 
-async def test_files_that_are_broken_at_a_reload_show_until_they_are_mended(tmp_path: Path) -> None:
+async def test_files_that_are_broken_at_a_reload_are_reported_until_fixed(tmp_path: Path) -> None:
     rates, keys = tmp_path / "rates.json", tmp_path / "keys"
 
     rates.write_text("{}")
@@ -113,7 +113,7 @@ async def test_files_that_are_broken_at_a_reload_show_until_they_are_mended(tmp_
             assert relay.troubles() == []
 
 
-async def test_a_mesh_link_shows_until_it_is_up() -> None:
+async def test_a_mesh_link_is_reported_until_it_is_up() -> None:
     key = MeshKey(bytes(range(32)))
     async with Relay(RelayConfig(mesh_key=key)) as other:
         config = RelayConfig(mesh_key=key, mesh_with=(other.url,))
@@ -125,16 +125,16 @@ async def test_a_mesh_link_shows_until_it_is_up() -> None:
 async def test_the_service_manager_gets_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    notified: list[str] = []
     supervisor = Supervisor({"NOTIFY_SOCKET": "unused"}, look=0.001)
-    monkeypatch.setattr(supervisor, "_notify", told.append)
+    monkeypatch.setattr(supervisor, "_notify", notified.append)
     status = ["fine"]
     supervisor.ready("fine")
     supervisor.watch(lambda: status[0])
     status[0] = "DEGRADED: no certificate"
-    await until(lambda: len(told) == 2)
-    assert told[1] == "STATUS=DEGRADED: no certificate"
+    await until(lambda: len(notified) == 2)
+    assert notified[1] == "STATUS=DEGRADED: no certificate"
     status[0] = "fine"
-    await until(lambda: len(told) == 3)
+    await until(lambda: len(notified) == 3)
     supervisor.stopping()
     supervisor.close()

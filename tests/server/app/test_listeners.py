@@ -1,4 +1,4 @@
-"""Sockets that a relay listens on: its own, those handed down, and Unix sockets."""
+"""Sockets that a relay listens on: its own, inherited ones, and Unix sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bound(port: int = 0) -> socket.socket:
     return listen("127.0.0.1", port)
 
 
-async def test_sockets_that_are_given_are_used_and_closed(tls: ManualTLS) -> None:
+async def test_sockets_passed_to_the_relay_are_used_and_closed(tls: ManualTLS) -> None:
     given = Listeners([bound(), bound()], [bound()], stun_sockets("127.0.0.1", 0))
     names = [sock.getsockname() for sock in (*given.main, *given.side, *given.stun)]
     config = RelayConfig(
@@ -42,7 +42,7 @@ async def test_sockets_that_are_given_are_used_and_closed(tls: ManualTLS) -> Non
         assert relay.stun_addresses == [names[3]]
         async with clients(relay, 2, via=over_tls()) as both:
             await passes(*both)
-        # Each of several serves.
+        # Each of several listeners accepts connections.
         trusting = over_tls().tls
         assert isinstance(trusting, ssl.SSLContext)
         _, writer = await asyncio.open_connection(*names[1], ssl=trusting, server_hostname=NAME)
@@ -53,7 +53,7 @@ async def test_sockets_that_are_given_are_used_and_closed(tls: ManualTLS) -> Non
         assert sock.fileno() == -1
 
 
-def test_what_is_missing_among_the_given_is_opened() -> None:
+def test_listeners_that_were_not_passed_are_opened() -> None:
     given = Listeners(main=[bound()])
     listeners = open_listeners(RelayConfig(address="127.0.0.1:0", stun_port=0), given)
     assert listeners.main == given.main
@@ -61,8 +61,8 @@ def test_what_is_missing_among_the_given_is_opened() -> None:
     listeners.close()
 
 
-def test_all_of_them_are_made_ready(tmp_path: Path) -> None:
-    """None blocks, whether systemd or the relay opened it, and TCP connections have the options."""
+def test_all_listeners_are_non_blocking_and_have_the_tcp_options(tmp_path: Path) -> None:
+    """Whether they were passed or opened."""
     given = Listeners(main=[bound(), listen_unix(tmp_path / "sock")])
     assert [sock.getblocking() for sock in given.main] == [True, True]
     tls = ManualTLS(certdir=Path(), hostname="127.0.0.1", http_port=0)
@@ -78,7 +78,7 @@ def test_all_of_them_are_made_ready(tmp_path: Path) -> None:
         opened.close()
 
 
-def test_when_one_cannot_be_opened_all_are_closed() -> None:
+def test_if_one_listener_cannot_be_opened_all_are_closed() -> None:
     with bound() as taken:
         port = taken.getsockname()[1]
         given = Listeners(main=[bound()])
@@ -121,7 +121,9 @@ async def test_a_relay_behind_a_unix_socket(tmp_path: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_a_proxy_at_a_unix_socket_is_believed_if_any_is(tmp_path: Path) -> None:
+async def test_forwarding_headers_on_a_unix_socket_count_only_with_trusted_proxies(
+    tmp_path: Path,
+) -> None:
     request = (
         b"GET /debug/ HTTP/1.1\r\nHost: localhost\r\n"
         b"X-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
@@ -137,17 +139,17 @@ async def test_a_proxy_at_a_unix_socket_is_believed_if_any_is(tmp_path: Path) ->
         assert b" 403 " in await over_unix(tmp_path / "b", request % b"127.0.0.1")
 
 
-def test_a_unix_socket_left_over_is_replaced_and_a_used_one_is_not(tmp_path: Path) -> None:
+def test_a_stale_unix_socket_is_replaced_and_a_used_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     listen_unix(path).close()
     assert path.exists()
     with listen_unix(path), pytest.raises(ConfigError, match="something is there"):
         listen_unix(path)
     path.unlink()
-    path.write_text("a file of somebody's")
+    path.write_text("not a socket")
     with pytest.raises(ConfigError, match="something is there"):
         listen_unix(path)
-    assert path.read_text() == "a file of somebody's"
+    assert path.read_text() == "not a socket"
 
 
 async def test_a_clean_stop_leaves_no_unix_socket(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ async def test_a_clean_stop_leaves_no_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_the_unix_socket_of_a_successor_is_left_alone(tmp_path: Path) -> None:
+async def test_closing_does_not_remove_the_unix_socket_of_another_relay(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     config = RelayConfig(address=f"unix:{path}")
 
@@ -173,8 +175,8 @@ async def test_the_unix_socket_of_a_successor_is_left_alone(tmp_path: Path) -> N
     assert not path.exists()
 
 
-async def test_a_unix_socket_that_was_given_is_left_alone(tmp_path: Path) -> None:
-    """The socket belongs to systemd, which starts the relay again when a client connects."""
+async def test_an_inherited_unix_socket_is_not_removed(tmp_path: Path) -> None:
+    """systemd keeps listening on it, and starts the relay again at the next connection."""
     path = tmp_path / "relay.sock"
 
     with listen_unix(path) as sock:
@@ -194,7 +196,7 @@ def test_a_relay_that_does_not_start_leaves_no_unix_socket(tmp_path: Path) -> No
     assert not path.exists()
 
 
-def test_a_unix_socket_in_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_unix_socket_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="Not a directory"):
         listen_unix(tmp_path / "file" / "relay.sock")
@@ -220,4 +222,4 @@ async def test_queues_are_empty_when_all_connections_were_accepted(
 
         monkeypatch.setattr(listeners, "_LONGEST_WAIT", 0.02)
         with socket.create_connection(server.getsockname()):
-            await opened.queues_empty()  # not for ever
+            await opened.queues_empty()  # returns after _LONGEST_WAIT

@@ -1,4 +1,4 @@
-"""`/debug/` on an address of its own is served there, and nowhere else."""
+"""`/debug/` on a separate address is served there only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.ways import NAME, over_tls
 from .test_relay import ask, get
 
 
-async def test_the_pages_have_an_address_of_their_own(tls: ManualTLS) -> None:
+async def test_debug_pages_are_served_on_metrics_address_only(tls: ManualTLS) -> None:
     beside = ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=0)
     config = RelayConfig(tls=beside, metrics_address="127.0.0.1:0")
     async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()):
@@ -31,13 +31,13 @@ async def test_the_pages_have_an_address_of_their_own(tls: ManualTLS) -> None:
         assert b"/debug/" not in home
 
 
-async def test_the_main_port_has_no_pages_then() -> None:
+async def test_with_metrics_address_the_main_port_has_no_debug_pages() -> None:
     async with pyderp.Relay(RelayConfig(metrics_address="127.0.0.1:0")) as relay:
         assert (await ask(relay.address, get("/debug/"))).startswith(b"HTTP/1.1 404 ")
         assert b"/debug/" not in await ask(relay.address, get("/"))
 
 
 @pytest.mark.parametrize("address", ["here", "unix:/tmp/debug"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
+def test_an_invalid_metrics_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError):
         RelayConfig(metrics_address=address)

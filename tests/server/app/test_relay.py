@@ -31,7 +31,7 @@ from tests.server.ways import KINDS, NAME, over_tls, way
 
 
 async def ask(address: tuple[str, int], request: bytes, via: Via | None = None) -> bytes:
-    """All that a relay answers until it closes the connection."""
+    """Return all that a relay answers until it closes the connection."""
     reader, writer = await open_stream(address, via)
     try:
         writer.write(request)
@@ -62,7 +62,7 @@ async def test_packets_of_all_sizes_pass_both_ways(kind: str, tls: ManualTLS) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_connections_have_no_tasks_and_no_threads(kind: str, tls: ManualTLS) -> None:
-    """Idle or after traffic: what waits for one costs no more than what the kernel holds."""
+    """A connection, idle or after traffic, costs no task and no thread."""
     config, via = way(kind, tls)
 
     def running() -> tuple[set[asyncio.Task[Any]], int]:
@@ -104,7 +104,7 @@ async def test_fast_start_saves_a_round_trip(tls: ManualTLS, encrypted: bool) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_clients_that_leave_leave_nothing(kind: str, tls: ManualTLS) -> None:
+async def test_clients_that_leave_leave_no_state_behind(kind: str, tls: ManualTLS) -> None:
     config, via = way(kind, tls)
 
     async with pyderp.Relay(config) as relay:
@@ -122,14 +122,14 @@ async def test_clients_that_leave_leave_nothing(kind: str, tls: ManualTLS) -> No
         assert not core.router.registry.sent_to
 
 
-async def test_a_client_that_closes_its_half_is_closed() -> None:
+async def test_a_half_closed_connection_is_closed() -> None:
     async with pyderp.Relay() as relay, clients(relay, 1) as (client,):
         client.writer.write_eof()
         await client.closed()
         await until_gone(relay)
 
 
-async def test_http_is_answered_on_the_same_port() -> None:
+async def test_http_requests_are_answered_on_the_derp_port() -> None:
     async with pyderp.Relay() as relay:
         answer = await ask(relay.address, get("/derp/probe"))
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -141,7 +141,7 @@ async def test_http_is_answered_on_the_same_port() -> None:
         assert answer.endswith(b"\r\n\r\n")
 
 
-async def test_mesh_rights_come_from_the_configured_key() -> None:
+async def test_the_configured_mesh_key_grants_mesh_rights() -> None:
     key = MeshKey.parse("ab" * 32)
     async with pyderp.Relay(RelayConfig(mesh_key=key)) as relay, clients(relay) as (plain, _):
         mesh = await connect(relay.address, mesh_key=key)
@@ -155,7 +155,7 @@ async def test_mesh_rights_come_from_the_configured_key() -> None:
         await mesh.aclose()
 
 
-async def test_a_dual_stack_relay_shows_ipv4_addresses_as_such() -> None:
+async def test_a_dual_stack_relay_reports_ipv4_clients_by_ipv4_address() -> None:
     key = MeshKey.parse("ab" * 32)
     config = RelayConfig(address=":0", mesh_key=key)
     async with pyderp.Relay(config) as relay:
@@ -196,7 +196,7 @@ async def test_an_address_gets_a_pinned_certificate(tmp_path: Path) -> None:
             await passes(first, second)
 
 
-async def test_a_wrong_name_is_refused_and_leaves_nothing(tls: ManualTLS) -> None:
+async def test_a_wrong_server_name_is_refused_and_leaves_no_state(tls: ManualTLS) -> None:
     async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
         via = over_tls()
         via.server_name = "other.example.com"
@@ -221,7 +221,7 @@ async def test_plain_http_beside_tls_redirects_and_serves_no_derp(tmp_path: Path
 
 
 async def leaf(relay: pyderp.Relay) -> bytes:
-    """The certificate that a new client is shown."""
+    """Return the certificate that a new client is shown."""
     _, writer = await open_stream(relay.address, over_tls())
     shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     await hang_up(writer)
@@ -248,11 +248,11 @@ async def test_changed_files_are_found_without_a_reload(
     async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
         after = write_pair(tls.certdir, NAME)
         async with asyncio.timeout(5):
-            while await leaf(relay) != after:  # noqa: ASYNC110 (nobody tells)
+            while await leaf(relay) != after:  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.01)
 
 
-async def test_a_bad_certificate_on_reload_leaves_the_old_one(
+async def test_a_bad_certificate_at_reload_keeps_the_old_one(
     tls: ManualTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pyderp.Relay(RelayConfig(tls=tls)) as relay:

@@ -34,19 +34,22 @@ async def test_a_relay_has_addresses_and_a_key() -> None:
         relay.reload()
 
 
-def test_without_a_key_each_relay_makes_one() -> None:
+def test_without_a_private_key_each_relay_generates_one() -> None:
     assert pyderp.Relay().public_key != pyderp.Relay().public_key
 
 
 @pytest.mark.parametrize(
-    "ask_for", [lambda r: r.address, lambda r: r.url, lambda r: r.counters, lambda r: r.clients]
+    "read_attribute",
+    [lambda r: r.address, lambda r: r.url, lambda r: r.counters, lambda r: r.clients],
 )
-def test_a_relay_that_does_not_run_tells_nothing(ask_for: Callable[[pyderp.Relay], object]) -> None:
+def test_address_counters_and_clients_need_a_started_relay(
+    read_attribute: Callable[[pyderp.Relay], object],
+) -> None:
     with pytest.raises(LocalProtocolError, match="not started"):
-        ask_for(pyderp.Relay())
+        read_attribute(pyderp.Relay())
 
 
-async def test_a_relay_starts_once() -> None:
+async def test_a_relay_can_be_started_only_once() -> None:
     async with pyderp.Relay() as relay:
         with pytest.raises(LocalProtocolError, match="started or closed"):
             await relay.start()
@@ -54,7 +57,7 @@ async def test_a_relay_starts_once() -> None:
         await relay.start()
 
 
-async def test_a_taken_port_is_a_config_error_and_nothing_listens(tls: ManualTLS) -> None:
+async def test_a_port_in_use_is_a_config_error_and_no_listener_stays_open(tls: ManualTLS) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as probe:
         side = ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=taken.getsockname()[1])
         probe.bind(("127.0.0.1", 0))
@@ -79,7 +82,9 @@ async def test_closing_twice_is_harmless() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_leaving_the_block_closes_all_and_frees_the_port(kind: str, tls: ManualTLS) -> None:
+async def test_leaving_the_context_closes_all_connections_and_frees_the_port(
+    kind: str, tls: ManualTLS
+) -> None:
     config, via = way(kind, tls)
 
     async with pyderp.Relay(config) as relay:
@@ -103,7 +108,7 @@ async def test_leaving_the_block_closes_all_and_frees_the_port(kind: str, tls: M
 async def test_connections_that_arrive_while_closing_are_closed(turns: int) -> None:
     relay = pyderp.Relay()
     await relay.start()
-    # The kernel accepts them; the loop has had no turn for it.
+    # The kernel has accepted these; the loop has not run since.
     waiting = [socket.create_connection(relay.address, timeout=5) for _ in range(20)]
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -159,7 +164,7 @@ async def test_two_relays_on_one_loop_share_nothing() -> None:
         await second.aclose()
 
 
-async def test_info_lines_do_not_name_clients(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_lines_at_info_do_not_name_clients(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="pyderp")
     keys: list[NodePublic] = []
 
@@ -170,7 +175,7 @@ async def test_info_lines_do_not_name_clients(caplog: pytest.LogCaptureFixture) 
         assert key.short() not in caplog.text
 
 
-async def test_reload_reads_files_that_look_unchanged(
+async def test_reload_reads_certificate_files_that_look_unchanged(
     tls: ManualTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="pyderp")
@@ -180,7 +185,7 @@ async def test_reload_reads_files_that_look_unchanged(
     assert "reloaded" in caplog.text
 
 
-async def test_a_relay_that_stopped_looks_at_its_certificate_no_more(tls: ManualTLS) -> None:
+async def test_a_stopped_relay_no_longer_checks_its_certificate(tls: ManualTLS) -> None:
     async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
         assert relay._certificate_timer is not None
         assert not relay._certificate_timer.cancelled()

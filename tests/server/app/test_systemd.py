@@ -18,40 +18,40 @@ from pyderp.server.app.listeners import Supervisor, _watchdog_interval, inherite
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """The socket that systemd would listen on."""
+    """A socket in the place of systemd's notification socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(10)
         yield sock
 
 
-def told(manager: socket.socket) -> list[str]:
+def received(manager: socket.socket) -> list[str]:
     return manager.recv(4096).decode().split("\n")
 
 
 async def test_ready_reloading_and_stopping_are_sent(manager: socket.socket) -> None:
     supervisor = Supervisor({"NOTIFY_SOCKET": manager.getsockname()})
     supervisor.ready("listening on :443")
-    assert told(manager)[:2] == ["READY=1", "STATUS=listening on :443"]
+    assert received(manager)[:2] == ["READY=1", "STATUS=listening on :443"]
     supervisor.reloading()
-    reloading, when = told(manager)
+    reloading, when = received(manager)
     assert reloading == "RELOADING=1"
     assert int(when.removeprefix("MONOTONIC_USEC=")) > 0
     supervisor.stopping()
-    assert told(manager)[0] == "STOPPING=1"
+    assert received(manager)[0] == "STOPPING=1"
     supervisor.close()
 
 
-async def test_an_abstract_socket_is_reached() -> None:
+async def test_an_abstract_notify_socket_works() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         name = f"pyderp-test-{os.getpid()}-{id(sock)}"
         sock.bind("\0" + name)
         sock.settimeout(10)
         Supervisor({"NOTIFY_SOCKET": f"@{name}"}).ready("x")
-        assert told(sock)[0] == "READY=1"
+        assert received(sock)[0] == "READY=1"
 
 
-async def test_the_watchdog_is_fed_twice_as_often_as_it_wants(manager: socket.socket) -> None:
+async def test_the_watchdog_is_notified_at_half_its_interval(manager: socket.socket) -> None:
     environ = {
         "NOTIFY_SOCKET": manager.getsockname(),
         "WATCHDOG_USEC": "40000",
@@ -60,7 +60,7 @@ async def test_the_watchdog_is_fed_twice_as_often_as_it_wants(manager: socket.so
     assert _watchdog_interval(environ) == 0.02
     supervisor = Supervisor(environ)
     supervisor.ready("x")
-    assert told(manager)[0] == "READY=1"
+    assert received(manager)[0] == "READY=1"
     manager.setblocking(False)
     loop = asyncio.get_running_loop()
     for _ in range(4):
@@ -77,7 +77,7 @@ async def test_the_watchdog_is_fed_twice_as_often_as_it_wants(manager: socket.so
         {"WATCHDOG_USEC": "soon"},
     ],
 )
-async def test_without_a_manager_nothing_happens(environ: dict[str, str]) -> None:
+async def test_without_a_service_manager_notifications_do_nothing(environ: dict[str, str]) -> None:
     supervisor = Supervisor(environ)
     supervisor.ready("x")
     supervisor.reloading()
@@ -103,10 +103,10 @@ else:
 
 
 def in_child(sockets: list[socket.socket], names: str = "", count: str = "") -> list[str]:
-    """What a process says that was handed these sockets from descriptor 3 on."""
+    """Return the output of a process that inherits these sockets from descriptor 3 on."""
 
     def hand_down() -> None:
-        # First out of the way of each other.
+        # First to high numbers, so that no dup2 overwrites one still needed.
         copies = [os.dup2(sock.fileno(), 100 + i) for i, sock in enumerate(sockets)]
         for i, copy in enumerate(copies):
             os.dup2(copy, 3 + i)
@@ -125,7 +125,7 @@ def in_child(sockets: list[socket.socket], names: str = "", count: str = "") -> 
     return child.stdout.splitlines()
 
 
-def test_sockets_are_sorted_by_kind_and_name() -> None:
+def test_inherited_sockets_are_sorted_by_kind_and_name() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as first,
         socket.create_server(("127.0.0.1", 0)) as second,
@@ -138,7 +138,7 @@ def test_sockets_are_sorted_by_kind_and_name() -> None:
         assert said == [str([[ports[0], ports[3]], [ports[1]], [ports[2]]]), "[]", "False"]
 
 
-def test_sockets_of_no_use_are_refused() -> None:
+def test_inherited_descriptors_that_cannot_be_used_are_refused() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         assert in_child([sock], "deaf")[0].startswith("error the socket deaf of LISTEN_FDS")
     with open("/dev/null", "rb") as file:
@@ -149,11 +149,11 @@ def test_sockets_of_no_use_are_refused() -> None:
     "environ",
     [{}, {"LISTEN_FDS": "1"}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, {"LISTEN_PID": "1"}],
 )
-def test_what_is_meant_for_others_is_left_alone(environ: dict[str, str]) -> None:
+def test_sockets_for_another_process_are_ignored(environ: dict[str, str]) -> None:
     assert inherited_listeners(environ) is None
     assert environ == {}
 
 
-def test_nonsense_is_refused() -> None:
+def test_a_listen_fds_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="is no number"):
         inherited_listeners({"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())})

@@ -1,4 +1,4 @@
-"""Which connections are taken: a rate of accepts, and file descriptors that run out."""
+"""Which connections are accepted: a rate of accepts, and a limit of file descriptors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.server.ways import over_tls
 
 @contextmanager
 def file_limit(files: int) -> Iterator[None]:
-    """No more open files than this."""
+    """Limit the open files of this process within the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     try:
@@ -40,7 +40,7 @@ def file_limit(files: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def taken(gate: AcceptGate, attempts: int) -> int:
+def accepted_of(gate: AcceptGate, attempts: int) -> int:
     made: list[object] = []
 
     def make() -> asyncio.BaseProtocol:
@@ -63,37 +63,37 @@ def core(loop: FakeLoop) -> ConnectionContext:
     return make_context(loop)
 
 
-def test_without_a_limit_all_are_taken(core: ConnectionContext) -> None:
+def test_without_a_limit_all_connections_are_accepted(core: ConnectionContext) -> None:
     gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
-    assert taken(gate, 500) == 500
+    assert accepted_of(gate, 500) == 500
     assert (gate.accepted, gate.rejected, gate.shed) == (500, 0, 0)
 
 
-def test_a_burst_is_taken_at_once_and_then_the_rate(
+def test_a_burst_is_accepted_at_once_and_then_the_rate(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     gate = AcceptGate(core.loop, core.protocols, limit=10, burst=5)
-    assert taken(gate, 8) == 5
+    assert accepted_of(gate, 8) == 5
     loop.now += 0.31
-    assert taken(gate, 8) == 3
+    assert accepted_of(gate, 8) == 3
     loop.now += 3600
-    assert taken(gate, 8) == 5
+    assert accepted_of(gate, 8) == 5
     assert (gate.accepted, gate.rejected, gate.shed) == (13, 11, 0)
 
 
 def test_a_burst_of_zero_accepts_no_connection(core: ConnectionContext, loop: FakeLoop) -> None:
     gate = AcceptGate(core.loop, core.protocols, limit=10, burst=0)
     loop.now += 3600
-    assert taken(gate, 3) == 0
+    assert accepted_of(gate, 3) == 0
 
 
-def test_the_side_listener_has_no_rate(core: ConnectionContext) -> None:
+def test_the_side_listener_has_no_rate_limit(core: ConnectionContext) -> None:
     gate = AcceptGate(core.loop, core.protocols, limit=1, burst=1)
     factory = gate.guard(asyncio.Protocol, limited=False)
     assert all(type(factory()) is asyncio.Protocol for _ in range(5))
 
 
-def test_a_quarter_of_few_files_is_kept(core: ConnectionContext) -> None:
+def test_a_quarter_of_a_low_file_limit_is_reserved(core: ConnectionContext) -> None:
     with file_limit(200):
         gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
     assert gate.most <= 200 - 50
@@ -108,22 +108,22 @@ def test_the_log_has_the_number_of_connections_that_were_shed(
     gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
     gate.most = 0
     gate.shed = shed - 1
-    taken(gate, 1)
+    accepted_of(gate, 1)
     assert caplog.messages == [f"out of file descriptors: {text} shed so far"]
 
 
-def test_floods_are_told_of_now_and_then(
+def test_rejections_are_logged_at_intervals(
     core: ConnectionContext, loop: FakeLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = AcceptGate(core.loop, core.protocols, limit=1, burst=1)
-    taken(gate, 100)
+    accepted_of(gate, 100)
     assert len(caplog.records) == 1
     loop.now += 10
-    taken(gate, 100)
+    accepted_of(gate, 100)
     assert len(caplog.records) == 2
 
 
-async def test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on(
+async def test_connections_beyond_the_burst_are_closed_and_the_relay_continues(
     tls: ManualTLS,
 ) -> None:
     # So slow a rate that no further connection is accepted within the test.
@@ -135,11 +135,11 @@ async def test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on(
         await passes(*both)
 
 
-async def test_out_of_files_connections_are_shed_and_the_relay_recovers() -> None:
+async def test_near_the_file_limit_connections_are_closed_and_the_relay_recovers() -> None:
     async with pyderp.Relay() as relay, clients(relay, 2) as both:
         assert relay._parts is not None
         gate = relay._parts.accepts
-        # As at a low limit of files, without taking them from the test itself.
+        # Like a low file limit, without limiting the test itself.
         gate.most = 5
         more = [await connect(relay.address) for _ in range(3)]
         reader, writer = await open_stream(relay.address)
@@ -149,13 +149,13 @@ async def test_out_of_files_connections_are_shed_and_the_relay_recovers() -> Non
         await passes(*both)
         for each in more:
             await each.aclose()
-        again = await _until_let_in(relay)
+        again = await _connect_when_accepted(relay)
         await passes(both[0], again)
         await again.aclose()
     await until_gone(relay)
 
 
-async def _until_let_in(relay: pyderp.Relay) -> Client:
+async def _connect_when_accepted(relay: pyderp.Relay) -> Client:
     async with asyncio.timeout(10):
         while True:
             try:
@@ -164,7 +164,7 @@ async def _until_let_in(relay: pyderp.Relay) -> Client:
                 await asyncio.sleep(0.01)
 
 
-def test_the_limit_of_files_is_raised_as_far_as_it_goes() -> None:
+def test_the_file_limit_is_raised_to_the_hard_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with file_limit(min(1000, hard)):
         raise_file_limit()
@@ -187,14 +187,14 @@ def test_connections_of_the_same_turn_count(core: ConnectionContext, loop: FakeL
     """asyncio accepts many at once, before the core knows of the first."""
     gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
     gate.most = 3
-    assert taken(gate, 10) == 3
+    assert accepted_of(gate, 10) == 3
     assert gate.shed == 7
     for callback, args in loop.ready:
         callback(*args)
-    assert taken(gate, 10) == 3  # those before were never made known here
+    assert accepted_of(gate, 10) == 3  # the earlier ones never reached `core.protocols`
 
 
-async def test_accept_errors_are_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+async def test_accept_errors_are_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     log_accept_errors(loop)

@@ -34,7 +34,7 @@ def test_one_timer_serves_all_connections(loop: FakeLoop, core: ConnectionContex
 
 
 class Probe:
-    """Stands in the timer wheel where a connection would."""
+    """An item of the timer wheel in the place of a connection."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.given_at: list[float] = []
@@ -50,7 +50,7 @@ def put(core: ConnectionContext, probe: Probe, when: float) -> None:
     core.timers.add(cast("RelayProtocol", probe), when)
 
 
-def test_timers_go_off_on_the_first_tick_that_is_not_too_early(
+def test_timers_fire_on_the_first_tick_at_or_after_their_time(
     loop: FakeLoop, core: ConnectionContext
 ) -> None:
     start = loop.now
@@ -62,13 +62,15 @@ def test_timers_go_off_on_the_first_tick_that_is_not_too_early(
     assert given == {0.1: [start + TICK], TICK: [start + TICK], 0.9: [start + 4 * TICK]}
 
 
-def test_a_stopped_core_ticks_no_more(loop: FakeLoop, core: ConnectionContext) -> None:
+def test_a_stopped_context_has_no_timer(loop: FakeLoop, core: ConnectionContext) -> None:
     core.stop()
     core.stop()
     assert all(handle.cancelled for handle in loop.later)
 
 
-def test_an_error_in_a_tick_does_not_stop_time(loop: FakeLoop, core: ConnectionContext) -> None:
+def test_an_error_in_a_tick_does_not_stop_the_timer(
+    loop: FakeLoop, core: ConnectionContext
+) -> None:
     probe = Probe()
     put(core, Probe(RuntimeError("boom")), loop.now + 1)
     put(core, probe, loop.now + 2)
@@ -78,7 +80,7 @@ def test_an_error_in_a_tick_does_not_stop_time(loop: FakeLoop, core: ConnectionC
     assert len(probe.given_at) == 1
 
 
-def test_flushes_of_one_turn_are_one(loop: FakeLoop, core: ConnectionContext) -> None:
+def test_flushes_scheduled_in_one_turn_run_once(loop: FakeLoop, core: ConnectionContext) -> None:
     core.schedule_flush()
     core.schedule_flush()
     assert len(loop.ready) == 1
@@ -87,7 +89,7 @@ def test_flushes_of_one_turn_are_one(loop: FakeLoop, core: ConnectionContext) ->
     assert len(loop.ready) == 1
 
 
-def test_packets_of_one_turn_leave_in_one_write(loop: FakeLoop, core: ConnectionContext) -> None:
+def test_packets_of_one_turn_are_sent_in_one_write(loop: FakeLoop, core: ConnectionContext) -> None:
     sources = [Wire(core), Wire(core)]
     target = Wire(core)
     for wire in (*sources, target):
@@ -104,7 +106,7 @@ def test_packets_of_one_turn_leave_in_one_write(loop: FakeLoop, core: Connection
     assert [each.data for each in packets] == [b"a", b"b", b"a", b"b"]
 
 
-def test_problems_are_logged_up_to_a_flood(
+def test_fifty_problems_are_logged_at_once(
     loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in range(80):
@@ -112,7 +114,7 @@ def test_problems_are_logged_up_to_a_flood(
     assert warnings(caplog) == [f"problem {i}" for i in range(50)]
 
 
-def test_the_log_tells_later_how_much_was_cut(
+def test_the_number_of_problems_not_logged_is_logged_later(
     loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in range(80):
@@ -138,7 +140,7 @@ def test_a_single_line_that_was_cut_is_counted_in_the_singular(
     assert warnings(caplog) == ["later (1 further problem with peers was not logged)"]
 
 
-def test_a_quiet_hour_does_not_save_up_for_a_larger_flood(
+def test_after_a_quiet_hour_no_more_than_fifty_are_logged_at_once(
     loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.now += 3600
@@ -147,7 +149,7 @@ def test_a_quiet_hour_does_not_save_up_for_a_larger_flood(
     assert len(warnings(caplog)) == 50
 
 
-def test_a_flood_is_ten_lines_a_second(
+def test_a_flood_is_logged_with_ten_lines_a_second(
     loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""TLS engines: the same choice of certificate, whichever library makes the records."""
+"""TLS engines choose the same certificate, whichever library makes the records."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def with_rustls(contexts: ServerContexts, server_name: bytes) -> Engine:
 
 @pytest.fixture(params=["ssl", "rustls"] if NATIVE else ["ssl"])
 def make(request: pytest.FixtureRequest) -> Make:
-    """How an engine is made."""
+    """The function that makes an engine."""
     return SSLEngine if request.param == "ssl" else with_rustls
 
 
 class Source(ManualCertificates):
-    """Certificates of a directory, and an answer for an authority if there is one."""
+    """The certificates of a directory, and the certificate of an ACME challenge if one is set."""
 
     answer: Credential | None = None
 
@@ -75,13 +75,13 @@ class Client:
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=self.server_name)
 
     def step(self) -> bytes:
-        """What the client writes next in the handshake."""
+        """Return what the client writes next in the handshake."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
         return self.outgoing.read()
 
     def shake_hands(self, engine: Engine, local: str = "") -> RecordLayer:
-        """The whole handshake; returns the server's side."""
+        """Do the whole handshake; return the server's records."""
         records: RecordLayer | None = None
         while data := self.step():
             records = records or engine.records(local, data)
@@ -93,7 +93,7 @@ class Client:
 
 
 def refusal(engine: Engine, client: Client) -> RecordLayer:
-    """Records that the first bytes of a client made fail."""
+    """Return the records that failed on the first bytes of a client."""
     hello = client.step()
     records = engine.records("", hello)
     assert records is not None
@@ -107,7 +107,7 @@ def refusal(engine: Engine, client: Client) -> RecordLayer:
 def test_the_named_certificate_is_presented(
     make: Make, tmp_path: Path, version: ssl.TLSVersion, known: bytes
 ) -> None:
-    """Also if it is not the name that nearly all ask for."""
+    """Also if it is not the name that most clients send."""
     engine = make(ServerContexts(source_of(tmp_path), META), known)
     client = Client(version=version)
     records = client.shake_hands(engine)
@@ -119,7 +119,7 @@ def test_the_named_certificate_is_presented(
 def test_a_name_in_another_case_is_the_same_name(
     make: Make, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    """It is not found by the quick search for the name in lower case."""
+    """The fast search for the name in lower case does not find it."""
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
     client = Client("DERP.Example.COM", version=version)
     client.tls.context.check_hostname = False
@@ -133,7 +133,7 @@ def leaf(directory: Path) -> bytes:
 
 @pytest.mark.parametrize("word", [b"CERTIFICATE", b"X509 CERTIFICATE"])
 def test_the_whole_chain_is_presented(make: Make, tmp_path: Path, word: bytes) -> None:
-    """Also what stands in a block of the old name, which OpenSSL knows."""
+    """Also blocks with the old name that OpenSSL accepts."""
     first = ssl.DER_cert_to_PEM_cert(write_pair(tmp_path, NAME))
     file = tmp_path / f"{NAME}.crt"
     above = meta_certificate(NodePrivate.generate().public)  # any certificate will do
@@ -147,7 +147,7 @@ def test_the_whole_chain_is_presented(make: Make, tmp_path: Path, word: bytes) -
 
 
 @pytest.mark.parametrize("name", [None, "other.example.com", "example.com", "erp.example.com"])
-def test_another_name_is_refused_alike(make: Make, tmp_path: Path, name: str | None) -> None:
+def test_an_unknown_server_name_is_refused(make: Make, tmp_path: Path, name: str | None) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
     records = refusal(engine, Client(name))
     assert records.failure == NO_CERTIFICATE
@@ -157,7 +157,7 @@ def test_another_name_is_refused_alike(make: Make, tmp_path: Path, name: str | N
 
 
 @pytest.mark.parametrize("name", [None, "other.example.com"])
-def test_an_address_has_its_certificate_for_every_name(
+def test_the_certificate_of_an_address_is_presented_for_every_name(
     make: Make, tmp_path: Path, name: str | None
 ) -> None:
     engine = make(ServerContexts(source_of(tmp_path, "127.0.0.1"), META), b"")
@@ -168,7 +168,7 @@ def test_an_address_has_its_certificate_for_every_name(
     ("offered", "agreed"),
     [([], None), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), (["h2"], None)],
 )
-def test_clients_of_other_protocols_are_served(
+def test_a_common_alpn_protocol_is_agreed_or_none(
     make: Make, tmp_path: Path, offered: list[str], agreed: str | None
 ) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
@@ -177,7 +177,9 @@ def test_clients_of_other_protocols_are_served(
     assert client.tls.selected_alpn_protocol() == agreed
 
 
-def test_an_authority_gets_the_certificate_of_its_challenge(make: Make, tmp_path: Path) -> None:
+def test_an_acme_authority_gets_the_certificate_of_its_challenge(
+    make: Make, tmp_path: Path
+) -> None:
     source = source_of(tmp_path)
     engine = make(ServerContexts(source, META), NAME.encode())
     source.answer, source.challenge_pending = challenge_credential(NAME, "token.thumbprint"), True
@@ -191,7 +193,7 @@ def test_an_authority_gets_the_certificate_of_its_challenge(make: Make, tmp_path
     assert other.tls.getpeercert(binary_form=True) == leaf(tmp_path)
 
 
-def test_a_new_certificate_is_presented_from_then_on(make: Make, tmp_path: Path) -> None:
+def test_after_a_reload_the_new_certificate_is_presented(make: Make, tmp_path: Path) -> None:
     source = source_of(tmp_path)
     engine = make(ServerContexts(source, META), NAME.encode())
     Client().shake_hands(engine)
@@ -202,7 +204,7 @@ def test_a_new_certificate_is_presented_from_then_on(make: Make, tmp_path: Path)
     assert client.tls.getpeercert(binary_form=True) == leaf(tmp_path)
 
 
-def test_plain_http_is_known_as_such(make: Make, tmp_path: Path) -> None:
+def test_plain_http_is_recognised(make: Make, tmp_path: Path) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
     data = b"GET / HTTP/1.1\r\n\r\n"
     records = engine.records("", data)
@@ -211,7 +213,9 @@ def test_plain_http_is_known_as_such(make: Make, tmp_path: Path) -> None:
     assert records.failure == PLAIN_HTTP
 
 
-def test_a_hello_in_pieces_is_waited_for_and_garbage_is_refused(make: Make, tmp_path: Path) -> None:
+def test_an_incomplete_client_hello_waits_and_garbage_is_refused(
+    make: Make, tmp_path: Path
+) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
     hello = Client("other.example.com").step()
     message = hello[5:]
@@ -225,7 +229,7 @@ def test_a_hello_in_pieces_is_waited_for_and_garbage_is_refused(make: Make, tmp_
         engine.records("", hello[:5] + os.urandom(1) + b"\xff" * (len(hello) - 6))
 
 
-def test_a_hello_in_two_records_may_offer_its_protocols_in_the_second(
+def test_a_client_hello_in_two_records_may_have_alpn_in_the_second(
     make: Make, tmp_path: Path
 ) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
@@ -242,10 +246,8 @@ def test_a_hello_in_two_records_may_offer_its_protocols_in_the_second(
         assert client.tls.selected_alpn_protocol() == "http/1.1"
 
 
-def test_a_name_that_is_no_text_is_refused_whatever_the_certificate_is_for(
-    make: Make, tmp_path: Path
-) -> None:
-    """The ssl module would print a traceback, or have a line logged, for each."""
+def test_a_server_name_that_is_not_ascii_is_refused(make: Make, tmp_path: Path) -> None:
+    """The ssl module would print a traceback for each, or log a line."""
     engine = make(ServerContexts(source_of(tmp_path, "127.0.0.1"), META), b"")
     hello = Client().step().replace(NAME.encode(), b"derp.ex\xffmple.com")
     with pytest.raises(RemoteProtocolError):
@@ -253,13 +255,13 @@ def test_a_name_that_is_no_text_is_refused_whatever_the_certificate_is_for(
 
 
 class Picky(Exception):
-    """A native part's refusal."""
+    """The exception of a native part that refuses a certificate."""
 
 
-def test_what_rustls_refuses_is_served_by_the_ssl_module(
+def test_a_certificate_that_rustls_refuses_is_served_by_the_ssl_module(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning a certificate, however many connections there are."""
+    """One warning is logged for each certificate, however many connections there are."""
     asked: list[str] = []
 
     def refuse(chain: bytes, key: bytes, *, alpn: str) -> Any:

@@ -1,4 +1,4 @@
-"""What one connection may take of a turn of the loop, and of the log."""
+"""Limits of what one connection may do in a turn of the loop, and of what it may log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def core(loop: FakeLoop) -> ConnectionContext:
 
 
 def fill(wire: Wire, data: bytes) -> int:
-    """Give a connection one read, as much as it has room for; gives how much that was."""
+    """Feed a connection one read, as much as it has room for; return how many bytes that was."""
     room = wire.protocol.get_buffer(-1)
     count = min(len(room), len(data))
     room[:count] = data[:count]
@@ -32,7 +32,7 @@ def fill(wire: Wire, data: bytes) -> int:
     return count
 
 
-def test_before_login_a_read_is_small_and_a_full_one_waits_a_turn(
+def test_before_login_reads_are_small_and_a_full_one_pauses_for_a_turn(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     wire = Wire(core)
@@ -44,7 +44,9 @@ def test_before_login_a_read_is_small_and_a_full_one_waits_a_turn(
     assert wire.transport.reading
 
 
-def test_a_full_read_in_the_lane_waits_a_turn(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_after_a_full_read_reading_pauses_for_a_turn(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire = Wire(core)
     wire.login()
     packet = pack_send_packet(wire.private.public, bytes(1000))
@@ -56,10 +58,10 @@ def test_a_full_read_in_the_lane_waits_a_turn(core: ConnectionContext, loop: Fak
     assert wire.transport.reading
 
 
-def test_a_full_read_under_tls_waits_a_turn_whatever_is_in_it(
+def test_under_tls_too_reading_pauses_for_a_turn_after_a_full_read(
     core: ConnectionContext, loop: FakeLoop, engine: Engine
 ) -> None:
-    """All that one read brings is one share of the turn."""
+    """Whatever frames the read contains."""
     wire = TLSWire(core, engine)
     wire.shake_hands()
     wire.login()
@@ -83,7 +85,7 @@ def test_a_client_that_is_closed_by_its_own_read_is_not_paused(
     assert wire.gone
 
 
-def test_more_pipelined_requests_than_anyone_needs_close(
+def test_too_many_pipelined_requests_close_the_connection(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     wire = Wire(core)
@@ -93,7 +95,7 @@ def test_more_pipelined_requests_than_anyone_needs_close(
     assert core.router.counters.protocol_errors == 1
 
 
-def test_a_head_of_many_lines_is_refused_before_it_is_whole(
+def test_a_head_with_too_many_lines_is_refused_before_it_is_complete(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     wire = Wire(core)
@@ -103,7 +105,7 @@ def test_a_head_of_many_lines_is_refused_before_it_is_whole(
     assert wire.gone
 
 
-def test_what_a_peer_sends_stands_in_the_log_only_cut(
+def test_bytes_from_a_peer_are_shortened_in_the_log(
     core: ConnectionContext, loop: FakeLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)

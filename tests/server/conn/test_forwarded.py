@@ -1,4 +1,4 @@
-"""Whom a request comes from, by the word of trusted proxies."""
+"""Which client a request comes from, according to trusted proxies."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def found(*headers: tuple[str, str]) -> tuple[str, int] | None:
         ("::ffff:192.0.2.1", ("192.0.2.1", 0)),
         ("192.0.2.1, 10.0.0.2", ("192.0.2.1", 0)),
         ("192.0.2.1,10.0.0.2 , 10.0.0.3", ("192.0.2.1", 0)),
-        # What stands left of an untrusted address is that one's own word.
+        # Left of an untrusted address nothing is trusted: that client may have sent it.
         ("127.0.0.1, 192.0.2.1", ("192.0.2.1", 0)),
         ("127.0.0.1, 192.0.2.1, 10.0.0.2", ("192.0.2.1", 0)),
-        # All are trusted: the one furthest away.
+        # All are trusted: the farthest is the client.
         ("10.0.0.9, 10.0.0.2", ("10.0.0.9", 0)),
         ("192.0.2.1:99999", ("192.0.2.1", 0)),
         ("192.0.2.1:x", ("192.0.2.1", 0)),
@@ -53,8 +53,8 @@ def test_x_forwarded_for_is_read_from_the_right(value: str, client: tuple[str, i
     assert found(("X-Forwarded-For", value)) == client
 
 
-def test_only_so_many_proxies_are_looked_at() -> None:
-    """A list may have thousands of items, and each is looked at in turn."""
+def test_at_most_32_proxies_are_considered() -> None:
+    """A list may have thousands of items, each of which costs time."""
     hops = ["192.0.2.1", *(f"10.0.1.{i}" for i in range(32))]
     assert found(("X-Forwarded-For", ", ".join(hops[:32]))) == ("192.0.2.1", 0)
     assert found(("X-Forwarded-For", ", ".join(hops))) is None
@@ -73,7 +73,7 @@ def test_forwarded_is_not_read() -> None:
     assert found(*both) == ("192.0.2.1", 0)
 
 
-def test_without_a_header_it_is_the_peer() -> None:
+def test_without_a_header_the_address_is_the_peers() -> None:
     assert found() == PROXY
 
 

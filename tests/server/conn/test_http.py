@@ -48,12 +48,12 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def login_bytes(core: ConnectionContext, wire: Wire) -> bytes:
-    """The ClientInfo frame of a client that knows the relay's key."""
+    """Return the ClientInfo frame of a client that knows the relay's key."""
     wire.session.receive_data(core.login.greeting)
     return b"".join(wire.session.data_to_send())
 
 
-def test_the_101_and_server_key_leave_in_one_write(core: ConnectionContext) -> None:
+def test_the_101_and_server_key_are_sent_in_one_write(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(GET_DERP)
     assert len(wire.transport.writes) == 1
@@ -68,14 +68,16 @@ def test_the_101_and_server_key_leave_in_one_write(core: ConnectionContext) -> N
     assert rest == pack_frame(FrameType.SERVER_KEY, frames.MAGIC + core.router.own_key)
 
 
-def test_fast_start_gets_server_key_and_no_http(core: ConnectionContext) -> None:
+def test_fast_start_is_answered_with_server_key_and_no_http(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(upgrade_request("h", "/derp", user_agent="t", fast_start=True))
     assert wire.transport.writes == [core.login.greeting]
 
 
 @pytest.mark.parametrize("value", ["true", "01", "1, 1", ""])
-def test_fast_start_with_another_value_gets_http(core: ConnectionContext, value: str) -> None:
+def test_fast_start_with_another_value_is_answered_with_http(
+    core: ConnectionContext, value: str
+) -> None:
     wire = Wire(core)
     wire.feed(
         b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nDerp-Fast-Start: %b\r\n\r\n"
@@ -104,7 +106,7 @@ def test_derp_without_upgrade_is_426(core: ConnectionContext, headers: str) -> N
     assert not wire.transport.closing
 
 
-def test_an_odd_upgrade_is_logged(
+def test_an_unknown_upgrade_is_logged(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     Wire(core).feed(b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: foo\r\n\r\n")
@@ -114,7 +116,7 @@ def test_an_odd_upgrade_is_logged(
     ]
 
 
-def test_requests_on_one_connection_are_answered_in_turn(core: ConnectionContext) -> None:
+def test_requests_on_one_connection_are_answered_in_order(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
     wire.feed(b"GET /generate_204 HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -142,7 +144,7 @@ def test_requests_on_one_connection_are_answered_in_turn(core: ConnectionContext
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
     ],
 )
-def test_some_requests_are_answered_and_end_the_connection(
+def test_last_requests_and_bad_ones_are_answered_and_end_the_connection(
     core: ConnectionContext, request_: bytes, status: bytes
 ) -> None:
     wire = Wire(core)
@@ -155,8 +157,8 @@ def test_some_requests_are_answered_and_end_the_connection(
 
 
 @pytest.mark.parametrize("path", ["/derp/probe", "/derp", "/generate_204", "/nowhere"])
-def test_each_answer_has_one_date(core: ConnectionContext, path: str) -> None:
-    """Also the second one of a page that is made once."""
+def test_each_answer_has_the_current_date(core: ConnectionContext, path: str) -> None:
+    """Also the second answer of a page that is made once."""
     wire = Wire(core)
     for _ in range(2):
         before = int(time.time())
@@ -203,10 +205,10 @@ def test_a_head_of_nearly_64_kib_is_served(core: ConnectionContext) -> None:
     assert wire.answer().startswith(b"HTTP/1.1 200 OK")
 
 
-def test_pipelined_requests_whose_answers_are_not_read_end_the_connection(
+def test_pipelined_requests_without_reading_the_answers_end_the_connection(
     core: ConnectionContext,
 ) -> None:
-    """What waits in our buffer stays below one answer and one read of the peer's."""
+    """The relay buffers less than one answer and one read."""
     wire = Wire(core)
     wire.transport.room = 5000
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -223,7 +225,7 @@ def test_the_side_listener_does_not_serve_derp(core: ConnectionContext) -> None:
     assert wire.answer().startswith(b"HTTP/1.1 302 Found\r\nLocation: https://relay.test/derp\r\n")
 
 
-def test_requests_go_on_once_late_answers_are_read(core: ConnectionContext) -> None:
+def test_requests_continue_once_earlier_answers_are_read(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.transport.room = 100
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -235,7 +237,7 @@ def test_requests_go_on_once_late_answers_are_read(core: ConnectionContext) -> N
     assert core.router.counters.protocol_errors == 0
 
 
-ASK_DEBUG = b"GET /who HTTP/1.1\r\nHost: h\r\n%sConnection: close\r\n\r\n"
+ASK_REMOTE = b"GET /remote HTTP/1.1\r\nHost: h\r\n%sConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_a_trusted_proxy_names_the_requester(
     core: ConnectionContext, headers: bytes, remote: str, forwarded: bool
 ) -> None:
     core.rules = replace(core.rules, trusted_proxies=(ip_network("10.0.0.0/8"),))
-    assert who_asks(core, headers) == (remote, forwarded)
+    assert remote_of_request(core, headers) == (remote, forwarded)
 
 
 @pytest.mark.parametrize(
@@ -264,23 +266,23 @@ def test_a_trusted_proxy_names_the_requester(
         (b"Forwarded: for=127.0.0.1\r\n", True),
     ],
 )
-def test_other_proxies_are_not_believed_but_noted(
+def test_forwarding_headers_of_other_addresses_are_only_noted(
     core: ConnectionContext, headers: bytes, forwarded: bool
 ) -> None:
-    assert who_asks(core, headers) == ("10.0.0.1", forwarded)
+    assert remote_of_request(core, headers) == ("10.0.0.1", forwarded)
 
 
-def who_asks(core: ConnectionContext, headers: bytes) -> tuple[str, bool]:
-    """Whom the routes see, of a request that comes from 10.0.0.1."""
+def remote_of_request(core: ConnectionContext, headers: bytes) -> tuple[str, bool]:
+    """Return address and forwarded flag that the routes see for a request from 10.0.0.1."""
     seen: list[Request] = []
 
-    def who(request: Request) -> Response:
+    def handle(request: Request) -> Response:
         seen.append(request)
         return Response(204)
 
-    protocol = protocol_factory(core, relay_routes({"/who": who}), None)()
+    protocol = protocol_factory(core, relay_routes({"/remote": handle}), None)()
     wire = Wire(core, protocol, peername=("10.0.0.1", 4711))
-    wire.feed(ASK_DEBUG % headers)
+    wire.feed(ASK_REMOTE % headers)
     (request,) = seen
     return request.remote, request.forwarded
 
@@ -289,7 +291,7 @@ HELLO = bytes.fromhex("16030100") + bytes((9, 1)) + bytes(8)
 
 
 @pytest.mark.parametrize(
-    ("first", "told"),
+    ("first", "problem"),
     [
         (HELLO, "TLS on a plain HTTP port: "),
         (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n" + GET_DERP, "PROXY header, but proxy-"),
@@ -301,17 +303,17 @@ HELLO = bytes.fromhex("16030100") + bytes((9, 1)) + bytes(8)
     ],
     ids=["tls", "proxy1", "proxy2", "http2", "rdp", "ssh", "http2 incomplete"],
 )
-def test_another_protocol_is_named_for_what_it_is(
-    core: ConnectionContext, caplog: pytest.LogCaptureFixture, first: bytes, told: str
+def test_another_protocol_is_named_in_the_log(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture, first: bytes, problem: str
 ) -> None:
     wire = Wire(core)
     wire.feed(first)
     assert wire.gone
     (line,) = problems(caplog)
-    assert line.startswith(f"client 1 192.0.2.1:4711 closed: {told}")
+    assert line.startswith(f"client 1 192.0.2.1:4711 closed: {problem}")
 
 
-def test_a_request_for_derp_without_upgrade_says_what_a_proxy_must_pass(
+def test_for_a_derp_request_without_upgrade_the_log_says_what_a_proxy_must_pass(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)

@@ -1,4 +1,4 @@
-"""HTTP answers that are not ready at once, and those that go on for as long as one listens."""
+"""HTTP answers that are not ready at once, and streams without an end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.dial import drained, hang_up, open_stream, until_gone
 
 
 class Stage:
-    """Routes that wait until the test lets them go on."""
+    """Routes that wait until the test sets `go`."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -73,7 +73,7 @@ class Stage:
 
 @asynccontextmanager
 async def serving(stage: Stage) -> AsyncIterator[pyderp.Relay]:
-    """A relay, and on its second address the routes of a test."""
+    """Start a relay, which at its address serves the routes of a test."""
     sock = listen("127.0.0.1", 0)
     async with pyderp.Relay(RelayConfig()) as relay:
         core = relay._running()
@@ -92,7 +92,7 @@ def get(path: str, *, close: bool = True, method: str = "GET") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: {connection}\r\n\r\n".encode()
 
 
-async def test_an_answer_may_take_its_time_and_requests_behind_it_wait() -> None:
+async def test_requests_behind_a_slow_answer_wait() -> None:
     stage = Stage()
     async with serving(stage) as relay:
         reader, writer = await open_stream(relay.address)
@@ -105,7 +105,7 @@ async def test_an_answer_may_take_its_time_and_requests_behind_it_wait() -> None
         await hang_up(writer)
 
 
-async def test_derp_may_begin_behind_an_answer_that_took_its_time() -> None:
+async def test_derp_may_start_behind_a_slow_answer() -> None:
     stage = Stage()
     stage.go.set()
     async with serving(stage) as relay:
@@ -134,7 +134,7 @@ async def test_an_answer_whose_client_has_gone_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("path", ["/later", "/stream"])
-async def test_a_relay_that_stops_ends_what_is_on_its_way(path: str) -> None:
+async def test_a_relay_that_stops_cancels_answers(path: str) -> None:
     stage = Stage()
     async with serving(stage) as relay:
         reader, writer = await open_stream(relay.address)
@@ -158,7 +158,7 @@ async def test_an_answer_that_fails_closes_the_connection_and_is_logged(
         assert [str(each.exc_info[1]) for each in errors if each.exc_info] == ["/broken"]
 
 
-async def test_a_stream_comes_piece_by_piece_and_the_connection_goes_on() -> None:
+async def test_a_stream_is_sent_in_chunks_and_the_connection_continues() -> None:
     stage = Stage()
     async with serving(stage) as relay:
         reader, writer = await open_stream(relay.address)
@@ -194,7 +194,7 @@ async def test_a_stream_waits_for_its_reader() -> None:
         await stage.begun.wait()
         core = relay._running()
         async with asyncio.timeout(10):
-            while not core.stalled:  # noqa: ASYNC110 (nothing tells)
+            while not core.stalled:  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.01)
         transport = next(iter(core.protocols)).transport
         assert transport is not None
@@ -220,7 +220,7 @@ async def test_too_many_requests_behind_a_slow_answer_end_the_connection() -> No
         assert relay.counters.protocol_errors == 1
 
 
-async def test_too_much_behind_a_stream_ends_the_connection() -> None:
+async def test_too_many_bytes_behind_a_stream_end_the_connection() -> None:
     stage = Stage()
     async with serving(stage) as relay:
         reader, writer = await open_stream(relay.address)

@@ -9,17 +9,17 @@ import pytest
 
 from pyderp.server.conn.kernel import rtt_label, tcp_info
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells so much")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_INFO")
 
 
 class Transport(asyncio.Transport):
-    """Is open, and has a socket."""
+    """An open transport with a socket."""
 
     def is_closing(self) -> bool:
         return False
 
 
-async def test_the_kernel_knows_the_bytes_of_a_connection() -> None:
+async def test_the_kernel_counts_the_bytes_of_a_connection() -> None:
     seen: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
     server = await asyncio.start_server(lambda _, writer: seen.put_nowait(writer), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -45,7 +45,7 @@ async def test_the_kernel_knows_the_bytes_of_a_connection() -> None:
     assert tcp_info(writer.transport) is None
 
 
-async def test_a_unix_socket_has_none() -> None:
+async def test_a_unix_socket_has_no_tcp_info() -> None:
     here, there = socket.socketpair()
     with there:
         _, writer = await asyncio.open_connection(sock=here)
@@ -54,17 +54,17 @@ async def test_a_unix_socket_has_none() -> None:
         await writer.wait_closed()
 
 
-def test_nothing_has_none() -> None:
+def test_without_a_transport_there_is_no_tcp_info() -> None:
     assert tcp_info(None) is None
 
 
-def test_a_socket_that_is_closed_has_no_round_trip_time() -> None:
+def test_a_closed_socket_has_no_tcp_info() -> None:
     sock = socket.socket()
     sock.close()
     assert tcp_info(Transport({"socket": sock})) is None
 
 
-def test_an_old_kernel_tells_too_little() -> None:
+def test_a_short_tcp_info_of_an_old_kernel_is_not_used() -> None:
     class Old:
         family = socket.AF_INET
 
@@ -74,7 +74,7 @@ def test_an_old_kernel_tells_too_little() -> None:
     assert tcp_info(Transport({"socket": Old()})) is None
 
 
-def test_a_round_trip_takes_time() -> None:
+def test_the_round_trip_time_is_positive() -> None:
     with (
         closing(socket.create_server(("127.0.0.1", 0))) as server,
         closing(socket.create_connection(server.getsockname())) as sock,
@@ -99,5 +99,5 @@ def test_a_round_trip_takes_time() -> None:
         (None, "error"),
     ],
 )
-def test_each_sample_has_one_label(seconds: float | None, label: str) -> None:
+def test_each_round_trip_time_has_one_label(seconds: float | None, label: str) -> None:
     assert rtt_label(seconds) == label

@@ -1,4 +1,4 @@
-"""Rate limits between a connection and the lane: which clients wait, how long, and reloads."""
+"""Rate limits between a connection and the lane: waits, their lengths, reloads."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, rate: int = 0, burst: int = 0, **keys: int) -> None:
-    """Write a file with a limit for all and some for single keys, given in hex."""
+    """Write a file with a limit for all and limits for single keys, given in hex."""
     config: dict[str, object] = {
         "PerClientRateLimitBytesPerSec": rate,
         "PerClientRateBurstBytes": burst,
@@ -74,7 +74,7 @@ def limit(
 
 
 def reload(core: ConnectionContext, limits: Limits) -> bool:
-    """Read the file again, as a relay does."""
+    """Read the file again, as a relay does at a reload."""
     is_read = limits.reload()
     for protocol in list(core.protocols):
         protocol.limit_again()
@@ -89,8 +89,8 @@ def join(core: ConnectionContext, *, mesh: bool = False, like: Wire | None = Non
     return wire
 
 
-def come(core: ConnectionContext, *, like: Wire) -> Wire:
-    """A connection with the key of another client, before its login."""
+def upgrade_only(core: ConnectionContext, *, like: Wire) -> Wire:
+    """Connect a client with another client's key, which has yet to log in."""
     wire = Wire(core)
     take_key(wire, like)
     wire.upgrade()
@@ -103,7 +103,7 @@ def take_key(wire: Wire, other: Wire) -> None:
 
 
 def charge(wire: Wire, size: int) -> None:
-    """Send one packet that costs so many bytes, in a read of its own."""
+    """Send one packet that costs `size` bytes, in a read of its own."""
     packet = bytes(size - KEY_LEN)
     wire.feed(pack_send_packet(wire.private.public, packet))
 
@@ -113,7 +113,7 @@ def received(wire: Wire) -> int:
 
 
 def in_the_lane(wire: Wire) -> bool:
-    """Whether what a client sends goes to the lane and nowhere else."""
+    """Return whether the client's bytes go to the lane without a limit before it."""
     stage = wire.protocol.stage
     return isinstance(stage, partial) and stage.func is lane.receive
 
@@ -121,10 +121,10 @@ def in_the_lane(wire: Wire) -> bool:
 # How long
 
 
-def test_the_burst_passes_and_the_next_waits_until_it_is_paid(
+def test_the_burst_passes_and_what_exceeds_it_waits(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
-    """Rate and burst of 65568: the second full charge holds for a second, to the byte."""
+    """With rate and burst of 65568 the second full charge waits for a second, to the byte."""
     limits = limit(core, path, MIN_BURST)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -144,7 +144,7 @@ def test_the_burst_passes_and_the_next_waits_until_it_is_paid(
     assert limits.waited == 2
 
 
-def test_headers_of_packets_are_free_and_pings_are_not(
+def test_packet_headers_do_not_count_and_pings_do(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1000)
@@ -160,9 +160,7 @@ def test_headers_of_packets_are_free_and_pings_are_not(
     assert wire.transport.reading
 
 
-def test_what_is_thrown_away_costs_as_well(
-    core: ConnectionContext, loop: FakeLoop, path: Path
-) -> None:
+def test_frames_that_are_ignored_count(core: ConnectionContext, loop: FakeLoop, path: Path) -> None:
     limits = limit(core, path, 1000)
     wire = join(core)
     wire.feed(pack_frame(0x7F, bytes(MIN_BURST)))
@@ -172,7 +170,7 @@ def test_what_is_thrown_away_costs_as_well(
     assert wire.transport.reading
 
 
-def test_a_frame_is_paid_for_when_it_is_whole(core: ConnectionContext, path: Path) -> None:
+def test_a_frame_counts_when_it_is_complete(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path, 1000)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -184,10 +182,10 @@ def test_a_frame_is_paid_for_when_it_is_whole(core: ConnectionContext, path: Pat
     assert limits.waited == 1
 
 
-def test_several_charges_in_one_read_are_one_wait_for_all(
+def test_several_charges_in_one_read_make_one_wait(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
-    """Of a websocket, one read may bring several messages; the last sets the time."""
+    """One read of a websocket may contain several messages; the last sets the time."""
     limits = limit(core, path, 10_000)
     wire = WebSocketWire(core)
     wire.login()
@@ -202,7 +200,7 @@ def test_several_charges_in_one_read_are_one_wait_for_all(
     assert wire.transport.reading
 
 
-def test_a_long_wait_ends_in_its_time(core: ConnectionContext, loop: FakeLoop, path: Path) -> None:
+def test_a_long_wait_ends_on_time(core: ConnectionContext, loop: FakeLoop, path: Path) -> None:
     limit(core, path, 100)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -213,7 +211,7 @@ def test_a_long_wait_ends_in_its_time(core: ConnectionContext, loop: FakeLoop, p
     assert wire.transport.reading
 
 
-def test_a_debt_that_no_timer_can_measure_is_paid_with_the_next(
+def test_a_wait_too_short_for_a_timer_is_added_to_the_next(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1_000_000)
@@ -231,7 +229,7 @@ def test_a_debt_that_no_timer_can_measure_is_paid_with_the_next(
 # Which clients have a limit
 
 
-def test_without_a_limit_the_lane_stands_alone(core: ConnectionContext, path: Path) -> None:
+def test_without_a_limit_reads_go_to_the_lane_directly(core: ConnectionContext, path: Path) -> None:
     free, other = Wire(core), Wire(core)
     limits = limit(core, path)
     for wire in (free, other):
@@ -255,7 +253,7 @@ def test_mesh_peers_have_no_limit(core: ConnectionContext, path: Path) -> None:
     assert limits.waited == 0
 
 
-def test_a_key_may_have_a_limit_of_its_own(core: ConnectionContext, path: Path) -> None:
+def test_a_key_may_have_its_own_limit(core: ConnectionContext, path: Path) -> None:
     slow, fast = Wire(core), Wire(core)
     limits = limit(core, path, 1, **{fast.key.hex(): 0})
     slow.login()
@@ -272,7 +270,7 @@ def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
     core: ConnectionContext, path: Path
 ) -> None:
     limits = limit(core, path, 1)
-    one, stranger = join(core), join(core)
+    one, unrelated = join(core), join(core)
     other = join(core, like=one)
     charge(one, MIN_BURST)
     assert limits.waited == 0
@@ -281,9 +279,9 @@ def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
     assert one.transport.reading, "until it sends"
     charge(one, 1000)
     assert received(one) == 1, "what it sends meanwhile is held"
-    charge(stranger, MIN_BURST)
+    charge(unrelated, MIN_BURST)
     assert not one.transport.reading
-    assert stranger.transport.reading
+    assert unrelated.transport.reading
     write(path, 5)
     reload(core, limits)
     assert one.transport.reading
@@ -320,10 +318,10 @@ def test_a_waiting_connection_has_its_turn_whatever_others_of_its_key_send(
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_more_connections_are_no_higher_rate(
+def test_more_connections_of_a_key_have_no_higher_rate(
     core: ConnectionContext, loop: FakeLoop, path: Path, count: int
 ) -> None:
-    """Burst and rate are exceeded by one read, and each connection has the same share."""
+    """One read may exceed burst and rate. Each connection has the same share."""
     limit(core, path, 10_000)
     wires = [join(core)]
     wires += [join(core, like=wires[0]) for _ in range(count - 1)]
@@ -339,7 +337,7 @@ def test_more_connections_are_no_higher_rate(
     assert min(sent.values()) >= relayed // 1000 // count - 1
 
 
-# Clients that come again
+# Reconnects
 
 
 def leave(wire: Wire) -> None:
@@ -348,7 +346,7 @@ def leave(wire: Wire) -> None:
     assert wire.gone
 
 
-def test_a_client_that_comes_again_has_its_debt(
+def test_a_reconnect_keeps_the_debt_of_its_key(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1000)
@@ -372,10 +370,10 @@ def test_a_client_that_comes_again_has_its_debt(
 
 
 @pytest.mark.parametrize("stay", [False, True])
-def test_coming_again_and_again_is_no_higher_rate(
+def test_reconnects_have_no_higher_rate(
     core: ConnectionContext, loop: FakeLoop, path: Path, stay: bool
 ) -> None:
-    """Also if those that wait stay, and have their turns later."""
+    """Also if the waiting connections stay, and continue later."""
     limit(core, path, 10_000)
     first = wire = join(core)
     for _ in range(500):
@@ -389,14 +387,14 @@ def test_coming_again_and_again_is_no_higher_rate(
 
 
 @pytest.mark.parametrize("size", [100, 6000])
-def test_what_stands_behind_the_login_waits_too(
+def test_frames_behind_the_login_wait_too(
     core: ConnectionContext, loop: FakeLoop, path: Path, size: int
 ) -> None:
     limit(core, path, 1000)
     first = join(core)
     charge(first, MIN_BURST)
     charge(first, 1000)
-    wire = come(core, like=first)
+    wire = upgrade_only(core, like=first)
     frame = pack_send_packet(wire.private.public, bytes(size))
     wire.feed(b"".join(wire.session.data_to_send()) + frame + frame[:-1])
     assert received(wire) == 0
@@ -410,14 +408,14 @@ def test_what_stands_behind_the_login_waits_too(
     assert received(wire) == 1
 
 
-def test_what_waits_behind_a_login_is_relayed_when_the_limits_change(
+def test_frames_held_behind_a_login_are_relayed_when_the_limits_change(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1)
     first = join(core)
     charge(first, MIN_BURST)
     charge(first, 1000)
-    wire = come(core, like=first)
+    wire = upgrade_only(core, like=first)
     frame = pack_send_packet(wire.private.public, bytes(100))
     wire.feed(b"".join(wire.session.data_to_send()) + frame)
     assert received(wire) == 0
@@ -427,7 +425,7 @@ def test_what_waits_behind_a_login_is_relayed_when_the_limits_change(
     assert wire.transport.reading
 
 
-def test_what_was_held_is_given_back_if_its_sender_leaves(
+def test_a_charge_that_was_held_is_refunded_if_its_sender_leaves(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1000)
@@ -450,7 +448,7 @@ def test_what_was_held_is_given_back_if_its_sender_leaves(
     assert [handle for handle in loop.later if not handle.cancelled] == []
 
 
-def test_what_came_before_a_broken_frame_is_paid_for(core: ConnectionContext, path: Path) -> None:
+def test_frames_before_a_bad_frame_count(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path, 1)
     first = join(core)
     packet = pack_send_packet(first.private.public, bytes(60_000))
@@ -465,10 +463,10 @@ def test_what_came_before_a_broken_frame_is_paid_for(core: ConnectionContext, pa
     assert not first.transport.reading
 
 
-def test_more_of_a_read_that_is_held_is_held_too(
+def test_all_parts_of_a_held_read_are_held(
     core: ConnectionContext, loop: FakeLoop, path: Path, engine: Engine
 ) -> None:
-    """Under TLS one read comes in several goes; the largest fits the shared buffer."""
+    """Under TLS one read arrives in several parts; the largest fits the shared buffer."""
     limit(core, path, 100_000_000)
     first = join(core)
     for _ in range(300):
@@ -485,10 +483,10 @@ def test_more_of_a_read_that_is_held_is_held_too(
     assert wire.transport.reading
 
 
-def test_a_client_with_a_limit_is_read_little_at_a_time(
+def test_reads_of_a_client_with_a_limit_are_small(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
-    """So it exceeds its limit by little; a high limit is worth no smaller reads."""
+    """So it exceeds its limit by little. With a high limit reads stay large."""
     limits = limit(core, path, 20_000)
     wire = join(core)
     assert len(wire.protocol.get_buffer(-1)) == SMALL_READ
@@ -508,7 +506,7 @@ def test_a_client_with_a_limit_is_read_little_at_a_time(
 # Reload
 
 
-def test_a_new_limit_is_a_full_bucket_and_ends_a_wait(
+def test_a_new_limit_starts_with_a_full_bucket_and_ends_a_wait(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1)
@@ -527,7 +525,7 @@ def test_a_new_limit_is_a_full_bucket_and_ends_a_wait(
     assert not wire.transport.reading
 
 
-def test_no_limit_any_more_ends_a_wait_for_good(
+def test_removing_the_limit_ends_a_wait(
     core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1)
@@ -556,7 +554,7 @@ def test_a_later_login_gets_the_limits_of_that_time(core: ConnectionContext, pat
     assert not wire.transport.reading
 
 
-def test_a_reload_in_the_midst_of_a_frame_loses_nothing(
+def test_a_reload_in_the_middle_of_a_frame_loses_nothing(
     core: ConnectionContext, path: Path
 ) -> None:
     limits = limit(core, path, 10**9)
@@ -570,7 +568,7 @@ def test_a_reload_in_the_midst_of_a_frame_loses_nothing(
 
 
 @pytest.mark.parametrize("content", [None, "", '{"PerClientRateLimitBytesPerSec": -1}'])
-def test_a_broken_file_is_logged_and_the_limits_stay(
+def test_an_invalid_file_is_logged_and_the_limits_stay(
     core: ConnectionContext, path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = limit(core, path, 7)
@@ -583,14 +581,14 @@ def test_a_broken_file_is_logged_and_the_limits_stay(
         path.write_text(content)
     assert not limits.reload()
     assert limits.config.default == RateLimit(7, MIN_BURST)
-    assert not wire.transport.reading, "a file that is not used forgives nothing"
+    assert not wire.transport.reading, "the wait goes on"
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert str(path) in record.getMessage()
     assert "the limits stay as they are" in record.getMessage()
 
 
-def test_what_is_applied_is_logged_as_upstream_does(
+def test_applied_limits_are_logged_as_by_upstream(
     core: ConnectionContext, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -616,7 +614,7 @@ def test_a_single_key_with_a_limit_is_logged_in_the_singular(
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_a_relay_is_not_made_with_a_file_that_cannot_be_used(
+def test_an_invalid_file_at_the_start_is_a_config_error(
     core: ConnectionContext, path: Path, content: str | None
 ) -> None:
     if content is not None:
@@ -659,7 +657,9 @@ def test_a_relay_that_stops_leaves_no_timer(
     assert [handle for handle in loop.later if not handle.cancelled] == []
 
 
-def test_what_ends_the_connection_is_no_wait(core: ConnectionContext, path: Path) -> None:
+def test_a_frame_that_ends_the_connection_starts_no_wait(
+    core: ConnectionContext, path: Path
+) -> None:
     limits = limit(core, path, 1)
     wire = join(core)
     wire.feed(pack_frame(0x7F, bytes(MIN_BURST)))
@@ -672,14 +672,14 @@ def test_what_ends_the_connection_is_no_wait(core: ConnectionContext, path: Path
 # On real sockets
 
 AT_ONCE = 10
-"""Packets in a write, and in one message of a websocket: relayed before they are paid for."""
+"""Packets in a write, and in one message of a websocket: relayed before the wait starts."""
 
 
 @pytest.mark.parametrize("via", ["tcp", "websocket"])
-async def test_a_limited_client_gets_its_rate_and_a_free_one_does_not_wait(
+async def test_a_limited_client_has_its_rate_and_an_unlimited_one_does_not_wait(
     path: Path, via: str
 ) -> None:
-    """Whatever is sent arrives; the time it takes has the burst and the rate as its bound."""
+    """All packets arrive; burst and rate are a bound for the time that takes."""
     rate, count = 200_000, 100
     write(path, rate)
 
@@ -700,7 +700,7 @@ async def test_a_limited_client_gets_its_rate_and_a_free_one_does_not_wait(
 
 
 async def deliver(sender: Client, receiver: Client, count: int) -> None:
-    """Send packets that cost 1032 bytes each, few at a time, and wait for them."""
+    """Send packets that count 1032 bytes each, a few at a time, and wait for them."""
     for _ in range(0, count, AT_ONCE):
         for _ in range(AT_ONCE):
             sender.session.send_packet(receiver.key, bytes(1000))

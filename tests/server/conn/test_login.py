@@ -1,4 +1,4 @@
-"""Letting clients in: at once, after a question, or not; what they send meanwhile waits."""
+"""Admission at login: at once, after a decision, or refused; later frames wait meanwhile."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ class FakeAdmission:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_a_client_sends_behind_its_login_waits_for_the_answer(
-    kind: str, tls: ManualTLS
-) -> None:
+async def test_frames_behind_a_login_wait_for_the_decision(kind: str, tls: ManualTLS) -> None:
     keeper = FakeAdmission()
     config, via = way(kind, tls)
     async with pyderp.Relay(keeper.config(config)) as relay:
@@ -69,7 +67,7 @@ async def test_what_a_client_sends_behind_its_login_waits_for_the_answer(
 
 
 @pytest.mark.parametrize("behind", [1, 20, 3000])
-async def test_packets_in_one_write_with_the_login_arrive_after_the_answer(behind: int) -> None:
+async def test_packets_in_one_write_with_the_login_arrive_after_the_decision(behind: int) -> None:
     keeper = FakeAdmission()
     async with pyderp.Relay(keeper.config()) as relay:
         target = await connect(relay.address, mesh_key=MESH_KEY)
@@ -84,7 +82,7 @@ async def test_packets_in_one_write_with_the_login_arrive_after_the_answer(behin
 
 
 async def _login_with(client: Client, relay: pyderp.Relay, target: Client, packet: bytes) -> None:
-    """Send request, ClientInfo and a packet at once: the relay's key is known."""
+    """Send request, ClientInfo and a packet at once, with the relay's key known in advance."""
     session = ClientSession(client.private, random=os.urandom, server_key=relay.public_key)
     request = upgrade_request("relay.test", "/derp", user_agent="tests", fast_start=True)
     info = b"".join(session.data_to_send())
@@ -122,14 +120,14 @@ async def test_a_disallowed_name_is_refused_before_a_source_is_asked(
             await client.connect()
             with pytest.raises(pyderp.ConnectionClosed):
                 await client.recv()
-            told = f'client {client.self_public_key} rejected: disallowed app name "bad"'
-            assert told in caplog.text
+            rejection = f'client {client.self_public_key} rejected: disallowed app name "bad"'
+            assert rejection in caplog.text
         assert keeper.asked == []
         async with clients(relay, 1) as (other,):
             assert [each for each, _ in keeper.asked] == [other.key]
 
 
-async def test_mesh_peers_are_not_asked_about() -> None:
+async def test_admission_is_not_checked_for_mesh_peers() -> None:
     keeper = FakeAdmission()
     async with (
         pyderp.Relay(keeper.config()) as relay,
@@ -150,7 +148,7 @@ async def test_a_client_that_closes_while_asked_about_is_forgotten() -> None:
         assert relay.clients == 0
 
 
-async def test_a_relay_that_stops_waits_for_no_answer() -> None:
+async def test_a_relay_that_stops_does_not_wait_for_decisions() -> None:
     keeper = FakeAdmission()
     relay = pyderp.Relay(keeper.config())
     await relay.start()
@@ -161,7 +159,7 @@ async def test_a_relay_that_stops_waits_for_no_answer() -> None:
         await joining
 
 
-async def test_a_key_that_is_taken_from_the_file_loses_its_connection(tmp_path: Path) -> None:
+async def test_a_key_removed_from_the_file_is_disconnected_at_reload(tmp_path: Path) -> None:
     keys = [NodePrivate.generate() for _ in range(2)]
     path = tmp_path / "keys"
     path.write_text("".join(f"{key.public} laptop\n" for key in keys))
@@ -185,7 +183,7 @@ async def test_nothing_is_logged_of_allowed_clients(caplog: pytest.LogCaptureFix
         assert [each for each in caplog.records if each.levelno > logging.INFO] == []
 
 
-async def test_what_waits_is_bounded_by_one_read() -> None:
+async def test_bytes_waiting_for_the_decision_are_bounded_by_one_read() -> None:
     keeper = FakeAdmission()
     async with pyderp.Relay(keeper.config()) as relay:
         reader, writer = await open_stream(relay.address)
@@ -204,7 +202,7 @@ async def test_what_waits_is_bounded_by_one_read() -> None:
 
 
 async def _follow(joining: asyncio.Future[Client]) -> None:
-    """Until the end; a websocket is closed behind what was said before."""
+    """Wait for the login and then for the end; a websocket first receives what was sent before."""
     client = await joining
     try:
         await client.wait_for(Restarting)
@@ -223,7 +221,7 @@ async def test_a_bad_frame_behind_the_login_ends_the_connection(kind: str, tls: 
         (protocol,) = relay._running().protocols
         # As if it had arrived in one read with the ClientInfo.
         frame = b"\x04\0\0\0\1x"
-        protocol.tail = frame  # type: ignore[attr-defined]  # of the one kind there is
+        protocol.tail = frame  # type: ignore[attr-defined]  # it is a RelayProtocol
         keeper.answer.set_result(True)
         with pytest.raises(EOFError):
             await _follow(joining)
@@ -256,7 +254,7 @@ async def test_a_client_that_sends_too_much_while_asked_about_is_closed(tmp_path
         assert relay.counters.got_ping == 0
 
 
-async def test_a_labelled_client_is_logged_by_its_label(
+async def test_the_label_of_a_client_is_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys"
@@ -273,7 +271,7 @@ async def test_a_labelled_client_is_logged_by_its_label(
         assert vars(line)[LOG_FIELDS]["label"] == "alice's laptop"
 
 
-async def test_a_label_of_the_rate_limits_is_in_the_log_and_on_the_page(
+async def test_a_label_from_the_rate_config_is_in_the_log_and_on_the_page(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "limits"

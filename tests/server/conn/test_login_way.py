@@ -1,4 +1,4 @@
-"""The way of a TLS login through the code: which files it enters until ServerInfo is written."""
+"""Which files of the package a TLS login enters until ServerInfo is written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WAY = [
 
 @contextmanager
 def _traced(found: list[str]) -> Iterator[None]:
-    """Note each file of ours that this thread enters until ServerInfo is written."""
+    """Record each file of the package that this thread enters until ServerInfo is written."""
     written = in_tick = False
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
@@ -68,7 +68,7 @@ def _traced(found: list[str]) -> Iterator[None]:
 
 
 async def test_a_tls_login_enters_eighteen_files_until_server_info(tmp_path: Path) -> None:
-    """The client has a thread of its own, so only the relay's loop is seen."""
+    """The client runs in another thread, so only the relay's loop is traced."""
     write_pair(tmp_path, NAME)
     config, via = way("tls1.3", ManualTLS(hostname=NAME, certdir=tmp_path))
     config = replace(config, native=NativeUse.OFF)
@@ -83,8 +83,8 @@ async def test_a_tls_login_enters_eighteen_files_until_server_info(tmp_path: Pat
         def log_in() -> None:
             asyncio.run(login())
 
-        await asyncio.to_thread(log_in)  # what the first login of a relay loads is no part
-        while relay._running().protocols:  # noqa: ASYNC110 (nothing tells)
+        await asyncio.to_thread(log_in)  # the first login loads modules, and is not counted
+        while relay._running().protocols:  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0.01)
         with _traced(found):
             await asyncio.to_thread(log_in)

@@ -1,4 +1,4 @@
-"""Every handshake shows the leaf and the meta certificate, however many there are at once."""
+"""Every handshake presents the leaf and the meta certificate, also with many at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMES = 10
 
 
 async def presented(address: tuple[str, int]) -> list[bytes]:
-    """The chain that the relay shows, DER."""
+    """Return the chain that the relay presents, as DER."""
     _, writer = await open_stream(address, over_tls())
     under = writer.get_extra_info("ssl_object")._sslobj
     chain = [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in under.get_unverified_chain()]
@@ -24,8 +24,8 @@ async def presented(address: tuple[str, int]) -> list[bytes]:
     return chain
 
 
-async def test_a_hundred_handshakes_show_the_same_two(tls: ManualTLS) -> None:
-    """Twin of TestModifyTLSConfigToAddMetaCert: nothing piles up in what they share."""
+async def test_a_hundred_handshakes_present_the_same_two_certificates(tls: ManualTLS) -> None:
+    """Twin of TestModifyTLSConfigToAddMetaCert: nothing accumulates in the shared context."""
 
     async def client(address: tuple[str, int]) -> list[list[bytes]]:
         return [await presented(address) for _ in range(TIMES)]

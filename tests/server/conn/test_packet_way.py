@@ -23,7 +23,7 @@ from tests.server.ways import way
 
 ROOT = Path(pyderp.__file__).parent
 ROOMS = (str(ROOT / "server"), str(ROOT / "relay"))
-"""The client, in the same thread, has others."""
+"""Folders of the functions that are traced; the client, in the same thread, uses others."""
 
 READ = ["StagedReader.get_buffer", "StagedReader.buffer_updated"]
 FLUSH = ["ConnectionContext.flush_turn", "Delivery.flush", "Delivery._flush_one"]
@@ -51,7 +51,7 @@ NATIVE_TLS = [
 
 @contextmanager
 def _traced(found: list[str]) -> Iterator[None]:
-    """Note each function of ours that this thread enters, the relay's timer left out."""
+    """Record each function of the relay that this thread enters, except its timer."""
     in_tick = False
 
     def on_event(frame: FrameType, event: str, _: object) -> None:

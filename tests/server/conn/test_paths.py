@@ -1,4 +1,4 @@
-"""Dead paths are found by what the kernel waits for, on a fake clock; tests/fault has real ones."""
+"""Dead paths are detected by what the kernel waits for, on a fake clock; see also tests/fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLACK = TIMEOUT / 4 + 1
 
 
 class Kernel:
-    """What the kernel says of each connection; by default it waits for nothing."""
+    """What the kernel reports of each connection; by default it waits for no acknowledgement."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -58,7 +58,7 @@ def logged_in(core: ConnectionContext, count: int) -> list[Wire]:
 
 
 def go_silent(kernel: Kernel, wire: Wire, seconds: float) -> None:
-    """The client acknowledges nothing, and the clock goes on, a second at a time."""
+    """Let the client acknowledge nothing, and advance the clock, a second at a time."""
     for second in range(int(seconds)):
         kernel.waits[wire.transport] = Unanswered(True, float(second))
         wire.loop.advance(1.0)
@@ -80,7 +80,7 @@ def test_a_path_that_is_dead_for_the_timeout_is_ended_counted_and_logged(
     assert "acknowledged nothing for" in line
 
 
-def test_an_answer_in_between_begins_anew(core: ConnectionContext, kernel: Kernel) -> None:
+def test_an_acknowledgement_restarts_the_timeout(core: ConnectionContext, kernel: Kernel) -> None:
     (wire,) = logged_in(core, 1)
     for _ in range(4):
         go_silent(kernel, wire, TIMEOUT - 1)
@@ -89,7 +89,7 @@ def test_an_answer_in_between_begins_anew(core: ConnectionContext, kernel: Kerne
     assert not wire.gone
 
 
-def test_a_connection_that_was_idle_for_long_has_the_whole_time(
+def test_a_connection_idle_for_long_has_the_full_timeout(
     core: ConnectionContext, kernel: Kernel
 ) -> None:
     """Its last acknowledgement is old, but only now does the kernel wait for one."""
@@ -112,7 +112,7 @@ def test_a_client_with_a_closed_window_that_answers_probes_stays(
     assert not wire.gone
 
 
-def test_each_connection_is_looked_at_four_times_within_the_timeout(
+def test_each_connection_is_checked_four_times_within_the_timeout(
     core: ConnectionContext, kernel: Kernel
 ) -> None:
     logged_in(core, 40)
@@ -124,10 +124,10 @@ def test_each_connection_is_looked_at_four_times_within_the_timeout(
     assert 3 * 40 <= kernel.asked <= 5 * 40
 
 
-def test_a_turn_of_the_loop_looks_at_a_few_connections_only(
+def test_only_a_few_connections_are_checked_in_a_turn(
     core: ConnectionContext, kernel: Kernel
 ) -> None:
-    """Packets wait while the kernel is asked, so thousands are never asked in a row."""
+    """Packets wait while the kernel is asked, so thousands must not be checked in a row."""
     logged_in(core, 3000)
     core.router.flush()
     loop = core.loop
@@ -137,10 +137,10 @@ def test_a_turn_of_the_loop_looks_at_a_few_connections_only(
     assert max(kernel.asked_at.values()) <= 32
 
 
-def test_suspects_are_looked_at_a_few_at_a_time_too(
+def test_suspected_connections_are_checked_a_few_at_a_time_too(
     core: ConnectionContext, kernel: Kernel
 ) -> None:
-    """When a whole network goes away, all of its connections end, and in time."""
+    """When a whole network fails, all of its connections end in time."""
     wires = logged_in(core, 1000)
     core.router.flush()
     loop = core.loop
@@ -154,7 +154,7 @@ def test_suspects_are_looked_at_a_few_at_a_time_too(
     assert max(kernel.asked_at.values()) <= 32
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_INFO")
 def test_the_kernel_waits_for_nothing_on_a_healthy_connection() -> None:
     class Transport(asyncio.BaseTransport):
         def is_closing(self) -> bool:

@@ -15,7 +15,7 @@ from tests.server.site.world import bare
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 
 
-def test_a_process_has_memory() -> None:
+def test_the_memory_is_near_the_peak() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert peak / 10 < process.memory_now() <= peak * 1.1
 
@@ -30,7 +30,7 @@ def test_without_proc_the_peak_is_returned(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @linux
-def test_the_machine_started_before_this() -> None:
+def test_the_boot_time_is_plausible() -> None:
     assert 1_000_000_000 < process.boot_time() < 10_000_000_000
 
 
@@ -57,14 +57,14 @@ def test_no_limit_is_a_large_number() -> None:
         [["IpExt:", "InOctets", "OutOctets"], ["IpExt:", "5", "x"]],
     ],
 )
-def test_a_system_that_counts_no_bytes_is_believed(
+def test_without_byte_counts_there_are_no_network_bytes(
     monkeypatch: pytest.MonkeyPatch, lines: list[list[str]]
 ) -> None:
     monkeypatch.setattr(process, "_lines", lambda _: lines)
     assert process.network_bytes() is None
 
 
-def test_a_machine_that_does_not_say_when_it_started_gets_no_metric(
+def test_without_a_boot_time_there_is_no_metric(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process, "_lines", lambda _: [["cpu", "1"]])
@@ -88,7 +88,7 @@ def test_open_files_are_counted_by_old_and_new_kernels(
         assert process.open_files_now() == before + 1
 
 
-def test_open_files_are_unknown_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_open_files_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: object) -> None:
         raise FileNotFoundError
 

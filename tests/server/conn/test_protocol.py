@@ -50,13 +50,13 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def login_bytes(core: ConnectionContext, wire: Wire) -> bytes:
-    """The ClientInfo frame of a client that knows the relay's key."""
+    """Return the ClientInfo frame of a client that knows the relay's key."""
     wire.session.receive_data(core.login.greeting)
     return b"".join(wire.session.data_to_send())
 
 
 @pytest.mark.parametrize("stage", ["head", "greeting", "login", "frames"])
-def test_every_stage_takes_its_bytes_cut_anywhere(core: ConnectionContext, stage: str) -> None:
+def test_every_stage_accepts_bytes_cut_anywhere(core: ConnectionContext, stage: str) -> None:
     """Request, ClientInfo and frames in two reads, cut at each byte."""
     script = upgrade_request("h", "/derp", user_agent="t", fast_start=True)
     before = 0
@@ -92,10 +92,10 @@ def test_a_login_byte_by_byte_succeeds(core: ConnectionContext) -> None:
 
 
 @pytest.mark.parametrize("after_head", [0, 3, 5, 40, 100])
-def test_a_login_of_many_bytes_may_be_cut_anywhere_behind_the_request(
+def test_a_large_client_info_may_be_cut_anywhere_behind_the_request(
     core: ConnectionContext, after_head: int
 ) -> None:
-    """A ClientInfo beyond 4 KiB is collected apart, wherever its start came from."""
+    """A ClientInfo beyond 4 KiB is collected in its own buffer, wherever it started."""
     private = NodePrivate.generate()
     text = b'{"pad":"' + b"a" * 9000 + b'"}'
     sealed = private.seal_to(NodePrivate.generate().public, text, nonce=bytes(24))
@@ -112,7 +112,7 @@ def test_a_login_of_many_bytes_may_be_cut_anywhere_behind_the_request(
     assert wire.answer().endswith(frames.pack_pong(b"12345678"))
 
 
-def test_a_login_is_known_by_key_address_and_number(core: ConnectionContext) -> None:
+def test_a_connection_has_key_address_and_number(core: ConnectionContext) -> None:
     wire = Wire(core, peername=("::ffff:198.51.100.7", 1234, 0, 0))
     wire.login()
     connection = core.router.registry.active[wire.key]
@@ -122,7 +122,7 @@ def test_a_login_is_known_by_key_address_and_number(core: ConnectionContext) -> 
     assert not connection.not_ideal
 
 
-def test_ideal_node_marks_a_client_that_is_elsewhere_at_home(core: ConnectionContext) -> None:
+def test_ideal_node_marks_a_client_of_another_node(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(upgrade_request("h", "/derp", user_agent="t", ideal_node="derp1"))
     wire.feed(login_bytes(core, wire))
@@ -130,7 +130,7 @@ def test_ideal_node_marks_a_client_that_is_elsewhere_at_home(core: ConnectionCon
 
 
 @pytest.mark.parametrize(("key", "mesh"), [(MESH, True), (MeshKey.parse("cd" * 32), False)])
-def test_the_mesh_key_and_no_other_grants_mesh_rights(
+def test_only_the_mesh_key_grants_mesh_rights(
     core: ConnectionContext, key: MeshKey, mesh: bool
 ) -> None:
     wire = Wire(core, mesh_key=key)
@@ -186,7 +186,7 @@ def test_a_bad_frame_after_login_is_logged_with_the_key_and_counted(
 
 
 @pytest.mark.parametrize("exc", [None, ConnectionResetError()])
-def test_a_lost_connection_leaves_nothing(core: ConnectionContext, exc: Exception | None) -> None:
+def test_a_lost_connection_leaves_no_state(core: ConnectionContext, exc: Exception | None) -> None:
     first, second = two(core)
     first.session.send_packet(second.private.public, b"x")
     first.say()
@@ -199,7 +199,7 @@ def test_a_lost_connection_leaves_nothing(core: ConnectionContext, exc: Exceptio
     assert PeerGone(first.private.public, 0) in second.messages()
 
 
-def test_a_client_that_closes_its_half_is_closed(core: ConnectionContext) -> None:
+def test_eof_closes_the_connection(core: ConnectionContext) -> None:
     assert Wire(core).protocol.eof_received() is False
 
 
@@ -251,7 +251,7 @@ def test_a_mesh_peer_may_close_itself_in_the_middle_of_a_read(core: ConnectionCo
     assert len(core.timers) == 1
 
 
-def test_a_watcher_sees_addresses_unmapped(core: ConnectionContext) -> None:
+def test_a_watcher_gets_mapped_addresses_as_ipv4(core: ConnectionContext) -> None:
     mesh = Wire(core, mesh_key=MESH)
     mesh.login()
     mesh.session.watch_conns()
@@ -272,7 +272,7 @@ def test_a_connection_without_an_address_is_served(
     assert core.router.registry.active[wire.key].peer == ("", 0)
 
 
-def test_debug_lines_tell_of_logins_and_departures(
+def test_logins_and_ends_are_logged_at_debug(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="pyderp.relay")
@@ -287,7 +287,7 @@ def test_debug_lines_tell_of_logins_and_departures(
     ]
 
 
-def test_large_frames_in_small_reads_arrive_whole(core: ConnectionContext) -> None:
+def test_large_frames_in_small_reads_arrive_complete(core: ConnectionContext) -> None:
     first, second = two(core)
     packet = bytes(range(256)) * 256
     first.session.send_packet(second.private.public, packet)
@@ -300,7 +300,7 @@ def test_large_frames_in_small_reads_arrive_whole(core: ConnectionContext) -> No
 
 
 def test_reads_of_different_connections_do_not_mix(core: ConnectionContext) -> None:
-    """Incomplete frames of many connections share one buffer, one after another."""
+    """Incomplete frames of many connections use one buffer, one after another."""
     target = Wire(core)
     target.login()
     sources = [Wire(core) for _ in range(5)]
@@ -320,13 +320,13 @@ def test_reads_of_different_connections_do_not_mix(core: ConnectionContext) -> N
     }
 
 
-def test_sending_before_login_is_the_clients_own_error(core: ConnectionContext) -> None:
+def test_sending_before_login_is_a_local_protocol_error(core: ConnectionContext) -> None:
     wire = Wire(core)
     with pytest.raises(LocalProtocolError):
         wire.session.send_ping(b"12345678")
 
 
-def test_after_the_end_nothing_more_happens(
+def test_after_the_end_nothing_is_written_or_logged(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
@@ -358,10 +358,10 @@ def test_bytes_after_the_end_are_ignored(core: ConnectionContext) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 33, "a" * 100_000, "a\\n", "a\x7f", "é", "\\ud800"])
 @pytest.mark.parametrize("mesh", ["", f'"meshKey":"{MESH.to_text()}",'])
-def test_a_name_that_breaks_the_rule_ends_the_login(
+def test_an_invalid_app_name_ends_the_login(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture, name: str, mesh: str
 ) -> None:
-    """A mesh peer's too; it gets only the greeting, and the end."""
+    """Also a mesh peer's. The client gets the server key, and the connection ends."""
     private = NodePrivate.generate()
     text = f'{{{mesh}"AppName":"{name}"}}'.encode()
     sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
@@ -390,7 +390,7 @@ def test_a_name_that_keeps_the_rule_is_sent_to_watchers(core: ConnectionContext,
     assert watcher.answer().endswith(bytes((len(name),)) + name.encode())
 
 
-def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
+def test_a_disallowed_app_name_ends_the_login_except_for_mesh_peers(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     core.rules = replace(core.rules, disallowed_app_names=frozenset({"bad", "b ad"}))
@@ -408,8 +408,8 @@ def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
         wire = Wire(core)
         wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
         assert (private.public.raw in core.router.registry.active) is taken
-        told = f'client {private.public} rejected: disallowed app name "{name}"'
-        assert (told in caplog.text) is not taken
+        rejection = f'client {private.public} rejected: disallowed app name "{name}"'
+        assert (rejection in caplog.text) is not taken
     assert core.router.counters.ends[EndReason.DISALLOWED_APP_NAME] == 2
     assert core.router.counters.ends[EndReason.REFUSED] == 0
 

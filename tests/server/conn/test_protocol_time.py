@@ -38,7 +38,7 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def ends_after(wire: Wire, seconds: float) -> None:
-    """The connection ends on the first tick that is `seconds` from now, and not before."""
+    """Assert that the connection ends on the first tick `seconds` from now, and not before."""
     wire.loop.advance(seconds - TICK / 2)
     assert not wire.gone
     wire.loop.advance(TICK)
@@ -58,8 +58,8 @@ def test_a_silent_connection_has_ten_seconds(
     assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
 
 
-def test_one_budget_covers_head_greeting_and_login(core: ConnectionContext) -> None:
-    """Bytes that trickle in buy no time."""
+def test_one_timeout_covers_request_and_login(core: ConnectionContext) -> None:
+    """Bytes that arrive slowly do not extend the time."""
     wire = Wire(core)
     wire.feed(GET_DERP[:10])
     core_loop = wire.loop
@@ -78,7 +78,7 @@ def test_a_client_that_logs_in_late_but_in_time_stays(core: ConnectionContext) -
     assert not wire.gone
 
 
-def test_an_answered_http_connection_idles_for_thirty_seconds_in_silence(
+def test_an_idle_http_connection_is_closed_after_thirty_seconds_without_a_log_line(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
@@ -87,7 +87,7 @@ def test_an_answered_http_connection_idles_for_thirty_seconds_in_silence(
     assert problems(caplog) == []
 
 
-def test_each_request_begins_the_idle_time_anew(core: ConnectionContext) -> None:
+def test_each_request_restarts_the_idle_time(core: ConnectionContext) -> None:
     wire = Wire(core)
     for _ in range(5):
         wire.feed(GET)
@@ -96,7 +96,7 @@ def test_each_request_begins_the_idle_time_anew(core: ConnectionContext) -> None
     ends_after(wire, 1.0)
 
 
-def test_half_a_request_does_not_prolong_the_idle_time(core: ConnectionContext) -> None:
+def test_half_a_request_does_not_extend_the_idle_time(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(GET)
     wire.loop.advance(29)
@@ -104,7 +104,7 @@ def test_half_a_request_does_not_prolong_the_idle_time(core: ConnectionContext) 
     ends_after(wire, 1.0)
 
 
-def test_an_upgrade_on_a_kept_connection_has_ten_seconds_of_its_own(
+def test_an_upgrade_on_a_kept_connection_has_ten_seconds_for_the_login(
     core: ConnectionContext,
 ) -> None:
     wire = Wire(core)
@@ -122,8 +122,8 @@ FIRST_BYTES = {
 }
 
 
-def no_time_left(wire: Wire, seconds: float, caplog: pytest.LogCaptureFixture, what: str) -> None:
-    """The connection ends in so many seconds, as `what` is missing, and that is counted."""
+def ends_without(wire: Wire, seconds: float, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """Assert that the connection ends in so many seconds as `what` is missing, and is counted."""
     ends_after(wire, seconds)
     assert problems(caplog) == [f"client 1 192.0.2.1:4711 closed: no {what}"]
     assert wire.core.router.counters.ends[EndReason.NO_LOGIN] == 1
@@ -131,50 +131,50 @@ def no_time_left(wire: Wire, seconds: float, caplog: pytest.LogCaptureFixture, w
 
 @pytest.mark.parametrize("data", FIRST_BYTES.values(), ids=FIRST_BYTES)
 @pytest.mark.parametrize("timeout", [0.5, 45.0, 86_400.0])
-def test_the_time_for_a_login_is_a_setting(
+def test_the_login_timeout_is_a_setting(
     loop: FakeLoop, timeout: float, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(make_context(loop, login_timeout=timeout))
     wire.feed(data)
-    no_time_left(wire, timeout, caplog, f"login within {timeout:g} s")
+    ends_without(wire, timeout, caplog, f"login within {timeout:g} s")
 
 
 @pytest.mark.parametrize("timeout", [2.0, 45.0])
-def test_an_upgrade_on_a_kept_connection_has_the_time_that_is_set(
+def test_an_upgrade_on_a_kept_connection_has_the_login_timeout(
     loop: FakeLoop, timeout: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The idle time between requests stays what it is, be the other longer or shorter."""
+    """The idle time between requests does not depend on it."""
     wire = Wire(make_context(loop, login_timeout=timeout))
     wire.feed(GET)
     loop.advance(HTTP_IDLE_TIMEOUT - 1)
     wire.feed(GET_DERP)
-    no_time_left(wire, timeout, caplog, f"login within {timeout:g} s")
+    ends_without(wire, timeout, caplog, f"login within {timeout:g} s")
 
 
 @pytest.mark.parametrize("timeout", [2.0, 45.0])
 @pytest.mark.parametrize("header", [b"", V1[:5]], ids=["silent", "half a header"])
-def test_a_proxy_header_has_the_time_that_is_set(
+def test_a_proxy_header_has_the_login_timeout(
     loop: FakeLoop, timeout: float, header: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = behind_a_proxy(loop, timeout)
     wire.feed(header)
-    no_time_left(wire, timeout, caplog, f"PROXY header within {timeout:g} s")
+    ends_without(wire, timeout, caplog, f"PROXY header within {timeout:g} s")
 
 
 @pytest.mark.parametrize("timeout", [2.0, 45.0])
 @pytest.mark.parametrize("data", FIRST_BYTES.values(), ids=FIRST_BYTES)
-def test_behind_its_proxy_header_a_client_has_all_the_time_that_is_set(
+def test_after_the_proxy_header_a_client_has_the_whole_login_timeout(
     loop: FakeLoop, timeout: float, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the proxy took is not the client's."""
+    """The time until the header arrived does not count."""
     wire = behind_a_proxy(loop, timeout)
     loop.advance(timeout - TICK)
     wire.feed(V1 + data)
-    no_time_left(wire, timeout, caplog, f"login within {timeout:g} s")
+    ends_without(wire, timeout, caplog, f"login within {timeout:g} s")
 
 
 def behind_a_proxy(loop: FakeLoop, login_timeout: float) -> Wire:
-    """A connection from a proxy that is trusted."""
+    """Return a connection from a trusted proxy."""
     proxies = (ip_network("192.0.2.0/24"),)
     core = make_context(loop, login_timeout=login_timeout, trusted_proxies=proxies)
     return Wire(core, protocol_factory(core, ROUTES, None, proxy_header=True)())
@@ -188,7 +188,7 @@ def test_a_client_that_logs_in_within_the_timeout_stays(loop: FakeLoop) -> None:
     assert not wire.gone
 
 
-def test_the_budgets_are_the_specified_ones() -> None:
+def test_the_default_timeouts() -> None:
     assert (LOGIN_TIMEOUT, HTTP_IDLE_TIMEOUT) == (10.0, 30.0)
 
 
@@ -200,7 +200,7 @@ def keep_alives(wire: Wire) -> int:
 
 
 @pytest.mark.parametrize(("uniform", "period"), [(0.0, 60.0), (0.5, 62.5), (0.999, 64.995)])
-def test_keepalives_come_after_sixty_seconds_and_jitter(
+def test_keepalives_are_sent_after_sixty_seconds_and_jitter(
     loop: FakeLoop, uniform: float, period: float
 ) -> None:
     wire = Wire(make_context(loop, uniform=lambda: uniform))
@@ -215,7 +215,7 @@ def test_keepalives_come_after_sixty_seconds_and_jitter(
     assert keep_alives(wire) == 1
 
 
-def test_keepalives_go_on_for_hours_and_also_to_busy_clients(
+def test_keepalives_are_sent_for_hours_and_also_to_busy_clients(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     quiet, busy = Wire(core), Wire(core)
@@ -230,7 +230,7 @@ def test_keepalives_go_on_for_hours_and_also_to_busy_clients(
     assert keep_alives(quiet) == count
 
 
-def test_the_jitter_is_drawn_once_a_connection(loop: FakeLoop) -> None:
+def test_the_jitter_is_drawn_once_per_connection(loop: FakeLoop) -> None:
     drawn: list[None] = []
     wire = Wire(make_context(loop, uniform=lambda: drawn.append(None) or 0.5))  # type: ignore[func-returns-value, redundant-expr]
     wire.login()
@@ -238,7 +238,7 @@ def test_the_jitter_is_drawn_once_a_connection(loop: FakeLoop) -> None:
     assert len(drawn) == 1
 
 
-def test_a_client_that_left_gets_no_keepalive(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_a_closed_connection_gets_no_keepalive(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = Wire(core)
     wire.login()
     wire.transport.abort()
@@ -252,7 +252,7 @@ def test_a_client_that_left_gets_no_keepalive(core: ConnectionContext, loop: Fak
 
 
 def stall(wire: Wire, source: Wire, *, room: int = 0) -> None:
-    """From now on the client's kernel takes only `room` bytes; and a packet waits for it."""
+    """From now on the client's kernel accepts only `room` bytes; a packet waits for it."""
     wire.transport.room = room
     source.session.send_packet(wire.private.public, bytes(1000))
     source.say()
@@ -260,7 +260,7 @@ def stall(wire: Wire, source: Wire, *, room: int = 0) -> None:
 
 
 def stall_with_a_full_queue(wire: Wire, source: Wire) -> None:
-    """A packet is with the transport, 32 wait, and 8 made room for them."""
+    """One packet is with the transport, 32 wait, and 8 were dropped to make room for them."""
     stall(wire, source)
     for _ in range(40):
         source.session.send_packet(wire.private.public, b"x" * 100)
@@ -279,12 +279,12 @@ def pair(core: ConnectionContext, *, mesh_key: MeshKey | None = None) -> tuple[W
     return stalled, source
 
 
-def test_nothing_is_left_to_the_transports_own_buffer(core: ConnectionContext) -> None:
+def test_the_transport_buffers_nothing(core: ConnectionContext) -> None:
     assert Wire(core).transport.high == 0
 
 
 @pytest.mark.parametrize("timeout", [0.5, 2.0])
-def test_a_client_that_takes_no_byte_is_aborted(
+def test_a_client_that_reads_no_byte_is_aborted(
     loop: FakeLoop, timeout: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = make_context(loop, write_timeout=timeout)
@@ -312,7 +312,7 @@ def test_a_mesh_peer_has_thirty_seconds(core: ConnectionContext, loop: FakeLoop)
     assert stalled.transport.aborted
 
 
-def test_a_timeout_of_zero_is_none(loop: FakeLoop) -> None:
+def test_a_write_timeout_of_zero_is_none(loop: FakeLoop) -> None:
     core = make_context(loop, write_timeout=0)
     stalled, source = pair(core)
     stall(stalled, source)
@@ -320,7 +320,7 @@ def test_a_timeout_of_zero_is_none(loop: FakeLoop) -> None:
     assert not stalled.gone
 
 
-def test_a_slow_reader_that_takes_a_byte_now_and_then_stays(
+def test_a_slow_client_that_reads_a_byte_now_and_then_stays(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     slow, source = pair(core)
@@ -333,7 +333,7 @@ def test_a_slow_reader_that_takes_a_byte_now_and_then_stays(
     assert slow.gone
 
 
-def test_a_client_that_catches_up_has_all_its_time_again(
+def test_a_client_that_catches_up_has_the_full_write_timeout_again(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     slow, source = pair(core)
@@ -355,18 +355,23 @@ def test_an_idle_client_is_never_stalled(core: ConnectionContext, loop: FakeLoop
     assert not wire.gone
 
 
-def test_what_a_stalled_client_missed_is_counted(core: ConnectionContext, loop: FakeLoop) -> None:
-    """In the transport and in the queues: write_timeout. Pushed out: queue_head."""
+def test_packets_dropped_at_a_write_timeout_are_counted(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
+    """In the transport and in the queues: write_timeout. Dropped to make room: queue_head."""
     stalled, source = pair(core)
     stall_with_a_full_queue(stalled, source)
     loop.advance(3.0)
     assert drops(core) == {DropReason.QUEUE_HEAD: 8, DropReason.WRITE_TIMEOUT: 1 + 32}
 
 
-def test_what_a_stalled_client_missed_that_went_by_itself_is_counted(
+def test_packets_dropped_when_a_stalled_client_leaves_are_counted(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
-    """In the transport: write_error. In the queues: gone_disconnected. Pushed out: queue_head."""
+    """In the transport: write_error.
+
+    In the queues: gone_disconnected. Dropped to make room: queue_head.
+    """
     stalled, source = pair(core)
     stall_with_a_full_queue(stalled, source)
     stalled.transport.abort()
@@ -378,7 +383,7 @@ def test_what_a_stalled_client_missed_that_went_by_itself_is_counted(
     }
 
 
-def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> None:
+def test_a_stalled_client_gets_its_next_keepalive_once_it_reads(loop: FakeLoop) -> None:
     core = make_context(loop, write_timeout=0)
     stalled, source = pair(core)
     stall(stalled, source)
@@ -412,7 +417,7 @@ UPGRADES = {
     ],
     ids=["write timeout", "none"],
 )
-def test_a_client_that_does_not_read_the_answer_to_its_upgrade_is_closed_and_logged(
+def test_a_client_that_does_not_read_the_upgrade_answer_is_closed_and_logged(
     loop: FakeLoop,
     request_: bytes,
     kept_alive: bool,
@@ -422,30 +427,33 @@ def test_a_client_that_does_not_read_the_answer_to_its_upgrade_is_closed_and_log
     why: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its kernel takes one byte, as in Go's test. Without a write timeout the login has one."""
+    """Its kernel accepts one byte, as in Go's test.
+
+    Without a write timeout the login timeout ends it.
+    """
     core = make_context(loop, write_timeout=write_timeout)
     wire = Wire(core)
     if kept_alive:
         wire.feed(GET)
-        loop.advance(LOGIN_TIMEOUT + 1)  # it is not the time since the accept that counts
+        loop.advance(LOGIN_TIMEOUT + 1)  # the time since the accept does not count
     answered = len(wire.transport.taken)
     wire.transport.room = 1
     wire.feed(request_)
     assert wire.transport.held
     loop.advance(seconds - TICK / 2)
     assert not wire.gone
-    loop.advance(2 * TICK)  # a write counts from the first look at it
+    loop.advance(2 * TICK)  # a write counts from the first tick that checks it
     assert wire.gone
     assert not core.protocols
     assert problems(caplog) == [f"client 1 192.0.2.1:4711 closed: {why}"]
     assert core.router.counters.ends[reason] == 1
     assert core.router.registry.size == 0
-    # What it may still read is the one byte, and then the end: nothing is held for it.
+    # The client may read one byte and then the end: the rest is discarded.
     assert wire.transport.aborted
     assert len(wire.transport.taken) == answered + 1
 
 
-def test_a_client_that_reads_the_answer_to_its_upgrade_byte_by_byte_buys_no_time(
+def test_reading_the_upgrade_answer_byte_by_byte_does_not_extend_the_login_timeout(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
@@ -458,10 +466,10 @@ def test_a_client_that_reads_the_answer_to_its_upgrade_byte_by_byte_buys_no_time
     assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
 
 
-def test_idle_connections_leave_nothing_to_do_before_and_after_traffic(
+def test_idle_connections_schedule_nothing_before_and_after_traffic(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
-    """Go's relay has a writer for each that must park. Ours has one tick for all, and no task."""
+    """Go's relay has a writer goroutine for each. This relay has one timer for all, and no task."""
     wires = [Wire(core) for _ in range(20)]
 
     def check_idle() -> None:
@@ -486,7 +494,7 @@ def test_idle_connections_leave_nothing_to_do_before_and_after_traffic(
             wire.key
         ]
     check_idle()
-    # Packets that had to wait leave nothing behind either.
+    # Nor do packets that had to wait leave anything behind.
     for wire in wires:
         stall(wire, wires[0])
         stall(wire, wires[0])
@@ -501,7 +509,7 @@ def test_idle_connections_leave_nothing_to_do_before_and_after_traffic(
 
 
 @pytest.mark.parametrize("last", [b"\0\0\r\n\r\n", b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n"])
-def test_a_last_answer_that_is_not_read_does_not_keep_the_socket(
+def test_a_last_answer_that_is_not_read_does_not_keep_the_connection_open(
     core: ConnectionContext, last: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
@@ -513,7 +521,7 @@ def test_a_last_answer_that_is_not_read_does_not_keep_the_socket(
     assert not [text for text in problems(caplog) if "no login" in text]
 
 
-def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
+def test_a_graceful_close_that_is_not_read_does_not_keep_the_connection_open(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     stalled, source = pair(core)
@@ -521,7 +529,7 @@ def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
     stalled.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     assert core.router.registry.size == 1
     loop.advance(CLOSE_TIMEOUT - TICK)
-    assert not stalled.gone, "what is buffered has its time"
+    assert not stalled.gone, "buffered bytes have until CLOSE_TIMEOUT"
     loop.advance(2 * TICK)
     assert stalled.transport.aborted
     assert core.protocols == {source.protocol}

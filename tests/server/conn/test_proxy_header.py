@@ -1,4 +1,4 @@
-"""Connections that come from a load balancer, which says whose they are."""
+"""Connections from a load balancer, whose PROXY header names the client's address."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def peers(relay: pyderp.Relay) -> set[tuple[str, int]]:
     ("header", "peer"), [(V1, ("192.0.2.7", 4711)), (V2, ("2001:db8::7", 4711))]
 )
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
-async def test_clients_have_the_address_that_the_balancer_tells(
+async def test_clients_have_the_address_in_the_proxy_header(
     header: bytes, peer: tuple[str, int], pieces: int
 ) -> None:
     async with pyderp.Relay(config()) as relay:
@@ -72,7 +72,7 @@ async def _login(relay: pyderp.Relay, header: bytes, piece: int) -> Client:
     return client
 
 
-async def test_tls_begins_behind_the_header(tls: ManualTLS) -> None:
+async def test_tls_starts_after_the_proxy_header(tls: ManualTLS) -> None:
     async with pyderp.Relay(config(tls)) as relay:
         via = over_tls()
         assert via.tls is not None
@@ -85,7 +85,7 @@ async def test_tls_begins_behind_the_header(tls: ManualTLS) -> None:
 
 
 @pytest.mark.parametrize("data", [get("/derp/probe"), b"\x16\x03\x01\x02\0", b"PROXY junk\r\n"])
-async def test_without_a_header_a_connection_is_closed(
+async def test_a_connection_without_a_proxy_header_is_closed(
     data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pyderp.Relay(config()) as relay:
@@ -95,7 +95,9 @@ async def test_without_a_header_a_connection_is_closed(
         await until_gone(relay)
 
 
-async def test_other_proxies_are_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_proxy_header_from_an_untrusted_address_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     other = RelayConfig(proxy_protocol=True, trusted_proxies=(ip_network("192.0.2.0/24"),))
     async with pyderp.Relay(other) as relay:
         assert await ask(relay.address, V1 + get("/derp/probe")) == b""
@@ -113,5 +115,5 @@ async def test_a_silent_client_does_not_delay_the_end() -> None:
 
 async def _until_accepted(relay: pyderp.Relay) -> None:
     async with asyncio.timeout(10):
-        while not relay._running().protocols:  # noqa: ASYNC110 (nothing tells)
+        while not relay._running().protocols:  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0.001)

@@ -38,7 +38,7 @@ def join(core: ConnectionContext, count: int) -> list[Wire]:
 
 
 def taken(core: ConnectionContext) -> int:
-    """Samples so far; a fake transport has no socket to ask."""
+    """Return the number of samples so far; a fake transport has no TCP socket."""
     samples = core.router.counters.tcp_rtt
     assert samples.keys() <= {NON_TCP}
     return samples.get(NON_TCP, 0)
@@ -68,7 +68,7 @@ def test_a_connection_without_a_login_is_not_sampled(
     assert taken(core) == 1
 
 
-def test_many_are_sampled_over_several_ticks(
+def test_many_clients_are_sampled_over_several_ticks(
     core: ConnectionContext, loop: FakeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_A_TICK", 2)
@@ -87,8 +87,8 @@ def test_many_are_sampled_over_several_ticks(
     assert taken(core) == 7
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells so much")
-async def test_a_socket_has_a_time() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_INFO")
+async def test_a_tcp_connection_has_a_round_trip_time() -> None:
     config = pyderp.RelayConfig(rtt_stats=True)
     async with pyderp.Relay(config) as relay, clients(relay, 2):
         core = relay._running()

@@ -45,7 +45,7 @@ def test_without_ipv6_an_empty_host_listens_on_ipv4(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hands options on to accepted sockets")
-def test_accepted_sockets_carry_the_options_of_the_listener() -> None:
+def test_accepted_sockets_have_the_options_of_the_listener() -> None:
     with listen("127.0.0.1", 0) as sock:
         tune(sock, keepalive_time=600, notsent_lowat=16384)
         with socket.create_connection(sock.getsockname(), timeout=5):
@@ -62,7 +62,7 @@ def test_accepted_sockets_carry_the_options_of_the_listener() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hands options on to accepted sockets")
-def test_zero_leaves_options_as_the_system_has_them() -> None:
+def test_zero_keeps_the_systems_options() -> None:
     with listen("127.0.0.1", 0) as sock:
         tune(sock, keepalive_time=0, notsent_lowat=0)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
@@ -70,32 +70,32 @@ def test_zero_leaves_options_as_the_system_has_them() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1e5, 1e12, float("inf")])
-def test_a_time_that_the_kernel_refuses_leaves_its_own(seconds: float) -> None:
+def test_a_keepalive_time_that_the_kernel_refuses_keeps_its_default(seconds: float) -> None:
     with listen("127.0.0.1", 0) as sock:
         tune(sock, keepalive_time=seconds, notsent_lowat=0)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
-def test_a_system_without_an_option_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_that_the_system_lacks_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "TCP_KEEPIDLE")
     with listen("127.0.0.1", 0) as sock:
         tune(sock, keepalive_time=1, notsent_lowat=0)
 
 
-def test_a_taken_port_is_explained() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: the port is taken"):
             listen("127.0.0.1", port)
 
 
-def test_an_address_of_another_machine_is_explained() -> None:
+def test_an_address_of_another_machine_is_reported() -> None:
     with pytest.raises(ConfigError, match="does not have that address"):
         listen("192.0.2.1", 0)
 
 
 @pytest.mark.parametrize("host", ["no such host", "a" * 70, "a..b", "x\0y"])
-def test_a_host_that_is_no_name_is_explained(host: str) -> None:
+def test_an_invalid_host_is_reported(host: str) -> None:
     with pytest.raises(ConfigError, match="cannot listen on"):
         listen(host, 0)
 
@@ -108,7 +108,7 @@ def test_a_host_that_is_no_name_is_explained(host: str) -> None:
         (OSError("odd"), "odd"),
     ],
 )
-def test_other_failures_are_explained(
+def test_other_failures_to_listen_are_reported(
     monkeypatch: pytest.MonkeyPatch, error: OSError, text: str
 ) -> None:
     def fail(*_: object, **__: object) -> socket.socket:
@@ -120,13 +120,13 @@ def test_other_failures_are_explained(
 
 
 def somaxconn() -> int:
-    """What the kernel allows for the queue of a listener."""
+    """Return the kernel's limit for the queue of a listener."""
     return int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="ss of iproute2 is not here")
 async def test_the_listen_queue_is_as_long_as_documented() -> None:
-    """create_server sets it anew, to 100, unless told."""
+    """create_server would set it to 100 by default."""
     limit = somaxconn()
     async with pyderp.Relay() as relay:
         command = ["ss", "-Hltn", f"sport = :{relay.address[1]}"]
@@ -136,7 +136,7 @@ async def test_the_listen_queue_is_as_long_as_documented() -> None:
         assert int(done.stdout.split()[2]) == min(LISTEN_BACKLOG, limit)
 
 
-def test_what_a_client_has_yet_to_acknowledge_is_counted() -> None:
+def test_unacknowledged_bytes_are_counted() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     with listener, socket.create_connection(listener.getsockname()) as client:
         server, _ = listener.accept()
@@ -156,7 +156,7 @@ def test_what_a_client_has_yet_to_acknowledge_is_counted() -> None:
     assert unacknowledged(asyncio.Transport()) == 0
 
 
-def test_all_addresses_of_both_families_may_be_written_as_two_colons() -> None:
+def test_two_colons_are_all_addresses_of_both_families() -> None:
     with (
         listen("::", 0) as sock,
         socket.create_connection(("127.0.0.1", sock.getsockname()[1])),

@@ -8,7 +8,7 @@ from pyderp.server.conn.context import TimerWheel
 TICK = 0.25
 
 
-def test_nothing_is_given_before_its_time() -> None:
+def test_no_item_is_returned_before_its_time() -> None:
     wheel: TimerWheel[str] = TimerWheel(TICK, 100.0)
     wheel.add("a", 101.1)
     assert wheel.advance(101.0) == []
@@ -16,14 +16,14 @@ def test_nothing_is_given_before_its_time() -> None:
     assert wheel.advance(101.25) == ["a"]
 
 
-def test_what_is_due_on_a_tick_is_given_on_it() -> None:
+def test_an_item_due_on_a_tick_is_returned_on_it() -> None:
     wheel: TimerWheel[str] = TimerWheel(TICK, 100.0)
     wheel.add("a", 101.0)
     assert wheel.advance(100.75) == []
     assert wheel.advance(101.0) == ["a"]
 
 
-def test_an_item_is_given_once() -> None:
+def test_an_item_is_returned_once() -> None:
     wheel: TimerWheel[str] = TimerWheel(TICK, 0.0)
     wheel.add("a", 1.0)
     assert wheel.advance(5.0) == ["a"]
@@ -38,14 +38,14 @@ def test_earlier_slots_come_first_after_a_long_gap() -> None:
     assert wheel.advance(3600.0) == ["early", "middle", "late"]
 
 
-def test_a_time_in_the_past_is_due_at_the_next_look() -> None:
+def test_a_time_in_the_past_is_due_at_the_next_tick() -> None:
     wheel: TimerWheel[str] = TimerWheel(TICK, 100.0)
     assert wheel.advance(100.0) == []
     wheel.add("a", 50.0)
     assert wheel.advance(100.25) == ["a"]
 
 
-def test_cancelled_items_are_not_given() -> None:
+def test_cancelled_items_are_not_returned() -> None:
     wheel: TimerWheel[str] = TimerWheel(TICK, 0.0)
     slot = wheel.add("a", 1.0)
     assert wheel.add("b", 1.0) == slot
@@ -72,7 +72,7 @@ def test_cancelling_leaves_no_empty_slot_behind() -> None:
     assert not wheel._slots
 
 
-def test_cancelling_an_old_slot_spares_the_item_in_its_new_one() -> None:
+def test_cancelling_an_old_slot_keeps_the_item_in_its_new_one() -> None:
     wheel: TimerWheel[str] = TimerWheel(TICK, 0.0)
     old = wheel.add("a", 1.0)
     assert wheel.advance(1.0) == ["a"]
@@ -82,21 +82,21 @@ def test_cancelling_an_old_slot_spares_the_item_in_its_new_one() -> None:
 
 
 @given(st.lists(st.floats(0, 50), max_size=30), st.floats(0.01, 3))
-def test_each_item_comes_once_never_early_and_at_most_a_tick_late(
+def test_each_item_is_returned_once_never_early_and_at_most_a_tick_late(
     times: list[float], step: float
 ) -> None:
     wheel: TimerWheel[int] = TimerWheel(TICK, 0.0)
     for i, when in enumerate(times):
         wheel.add(i, when)
     now = before = 0.0
-    given_at: dict[int, tuple[float, float]] = {}
+    returned_at: dict[int, tuple[float, float]] = {}
     while now < 55:
         before, now = now, now + step
         for item in wheel.advance(now):
-            assert item not in given_at
-            given_at[item] = (before, now)
-    assert sorted(given_at) == list(range(len(times)))
-    for i, (previous, at) in given_at.items():
+            assert item not in returned_at
+            returned_at[item] = (before, now)
+    assert sorted(returned_at) == list(range(len(times)))
+    for i, (previous, at) in returned_at.items():
         assert at >= times[i]
-        # The look before it came too early to give it.
+        # The call before it was too early.
         assert previous < times[i] + TICK

@@ -64,7 +64,7 @@ def test_login_and_packets_pass_under_both_versions(
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_a_handshake_may_come_in_small_pieces(
+def test_a_handshake_may_arrive_in_small_pieces(
     core: ConnectionContext, engine: Engine, version: ssl.TLSVersion, chunk: int
 ) -> None:
     wire = TLSWire(core, engine, version)
@@ -119,7 +119,7 @@ def test_many_packets_in_reads_of_any_size_arrive_in_order(
     assert received == packets
 
 
-def test_what_a_turn_brings_is_one_write_of_full_records(
+def test_packets_of_one_turn_are_one_write_of_full_records(
     core: ConnectionContext, engine: Engine
 ) -> None:
     first, second = Wire(core), TLSWire(core, engine)
@@ -134,7 +134,9 @@ def test_what_a_turn_brings_is_one_write_of_full_records(
     assert second.transport.writes[0].count(b"\x17\x03\x03\x40\x11") == 4
 
 
-def test_incomplete_frames_survive_reads_of_others(core: ConnectionContext, engine: Engine) -> None:
+def test_incomplete_frames_survive_reads_of_other_connections(
+    core: ConnectionContext, engine: Engine
+) -> None:
     target = Wire(core)
     target.login()
     sources = [TLSWire(core, engine) for _ in range(3)]
@@ -155,7 +157,7 @@ def test_incomplete_frames_survive_reads_of_others(core: ConnectionContext, engi
     }
 
 
-def test_each_connection_gets_the_context_of_its_time_and_address(
+def test_each_connection_gets_the_current_context_of_its_address(
     core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     contexts = FixedContext(context)
@@ -172,7 +174,7 @@ def test_without_certificates_connections_are_plain(core: ConnectionContext) -> 
     assert protocol.tls_version == ""
 
 
-def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
+def test_a_library_that_writes_one_record_per_call_is_called_again(
     core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether one call writes all depends on how Python was built."""
@@ -192,7 +194,7 @@ def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
-def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
+def test_a_server_name_that_is_not_ascii_is_refused_before_openssl(
     core: ConnectionContext, engine: Engine, chunk: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The ssl module would print a traceback for each."""
@@ -209,7 +211,7 @@ def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
 
 
 class Challenged(FixedContext):
-    """While an authority asks, it gets a context of its own."""
+    """While an ACME challenge is pending, the authority gets its own context."""
 
     challenge_pending = True
 
@@ -224,10 +226,10 @@ class Challenged(FixedContext):
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
-def test_an_authority_gets_its_answer_however_its_hello_is_cut(
+def test_an_acme_authority_gets_its_certificate_however_its_client_hello_is_cut(
     core: ConnectionContext, context: ssl.SSLContext, chunk: int
 ) -> None:
-    never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
+    never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate: no handshake succeeds
     contexts = Challenged(never, context)
     wire = TLSWire(core, never)
     Wire.__init__(wire, core, protocol_factory(core, ROUTES, SSLEngine(contexts))())
@@ -236,10 +238,10 @@ def test_an_authority_gets_its_answer_however_its_hello_is_cut(
     wire.login()
 
 
-def test_records_that_bring_nothing_end_the_connection(
+def test_too_many_records_without_data_end_the_connection(
     core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as key updates, which cost a handshake's work each; the ssl module can make none."""
+    """Such as key updates, each as expensive as a handshake; the ssl module can make none."""
     wire = TLSWire(core, context)
     wire.shake_hands()
     wire.login()

@@ -30,7 +30,7 @@ def core(loop: FakeLoop) -> ConnectionContext:
 
 
 def refuse(_: bytes) -> int:
-    """OpenSSL's write, after an error."""
+    """Fail like OpenSSL's write after an error."""
     error = ssl.SSLError(1, "broken")
     error.reason = "BROKEN"
     raise error
@@ -82,7 +82,7 @@ def test_the_relay_closes_with_an_alert(core: ConnectionContext, engine: Engine)
     wire.loop.turn()
     assert wire.gone
     wire.incoming.write(Wire.answer(wire))
-    assert wire.tls.read(1) == b"", "an end that is authenticated"
+    assert wire.tls.read(1) == b"", "the end is authenticated"
 
 
 def test_a_graceful_close_during_the_handshake_is_silent(
@@ -109,7 +109,7 @@ def test_plain_http_on_the_tls_port_gets_an_answer(
 
 
 @pytest.mark.parametrize("established", [False, True])
-def test_garbage_ends_with_an_alert_one_line_and_one_count(
+def test_garbage_ends_with_an_alert_and_is_logged_and_counted_once(
     core: ConnectionContext,
     engine: Engine,
     established: bool,
@@ -132,7 +132,7 @@ def test_garbage_ends_with_an_alert_one_line_and_one_count(
     assert b"\x03\x03\x00" in wire.transport.writes[-1]
 
 
-def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
+def test_an_alert_that_is_not_read_does_not_keep_the_connection_open(
     core: ConnectionContext, engine: Engine
 ) -> None:
     wire = TLSWire(core, engine)
@@ -143,7 +143,7 @@ def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
     assert wire.transport.aborted
 
 
-def test_the_ten_seconds_cover_the_handshake(
+def test_the_login_timeout_covers_the_handshake(
     core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, engine)
@@ -156,7 +156,7 @@ def test_the_ten_seconds_cover_the_handshake(
     assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
 
 
-def test_a_handshake_has_the_time_for_a_login_that_is_set(
+def test_the_login_timeout_of_the_handshake_is_a_setting(
     loop: FakeLoop, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(make_context(loop, login_timeout=45.0), engine)
@@ -167,9 +167,7 @@ def test_a_handshake_has_the_time_for_a_login_that_is_set(
     assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 45 s"]
 
 
-def test_a_bad_frame_ends_what_the_same_read_still_holds(
-    core: ConnectionContext, engine: Engine
-) -> None:
+def test_bytes_behind_a_bad_frame_are_ignored(core: ConnectionContext, engine: Engine) -> None:
     first, second = TLSWire(core, engine), Wire(core)
     first.shake_hands()
     first.login()
@@ -181,10 +179,10 @@ def test_a_bad_frame_ends_what_the_same_read_still_holds(
     assert second.messages() == []
 
 
-def test_a_session_that_is_broken_ends_the_connection_when_written_to(
+def test_a_write_to_a_broken_session_ends_its_connection(
     core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenSSL refuses to write after an error, which must not be raised in the sender's read."""
+    """OpenSSL refuses to write after an error. The error must not reach the sender."""
     first, second = Wire(core), TLSWire(core, context)
     second.shake_hands()
     second.login()
@@ -197,7 +195,7 @@ def test_a_session_that_is_broken_ends_the_connection_when_written_to(
     assert core.router.registry.size == 1
 
 
-def test_a_session_that_breaks_at_its_server_info_is_never_registered(
+def test_a_session_that_breaks_at_server_info_is_never_registered(
     core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire = TLSWire(core, context)
@@ -228,7 +226,7 @@ def test_an_end_that_an_error_reports_is_an_end(
     assert core.router.counters.protocol_errors == 0
 
 
-def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
+def test_errors_behind_a_bad_frame_are_not_counted_again(
     core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, engine)
@@ -242,7 +240,7 @@ def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
 
 
 @pytest.mark.parametrize(
-    ("first", "told"),
+    ("first", "problem"),
     [
         (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n", "PROXY header, but proxy-protocol is off"),
         (b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0", "RDP (Remote Desktop)"),
@@ -250,21 +248,21 @@ def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
     ],
     ids=["proxy", "rdp", "ssh"],
 )
-def test_what_is_no_tls_is_named_for_what_it_is(
+def test_another_protocol_than_tls_is_named_in_the_log(
     core: ConnectionContext,
     engine: Engine,
     caplog: pytest.LogCaptureFixture,
     first: bytes,
-    told: str,
+    problem: str,
 ) -> None:
     wire = TLSWire(core, engine)
     wire.feed_encrypted(first)
     assert wire.gone
     (line,) = problems(caplog)
-    assert line.startswith(f"client 1 192.0.2.1:4711 closed: TLS: {told}")
+    assert line.startswith(f"client 1 192.0.2.1:4711 closed: TLS: {problem}")
 
 
-def test_no_openssl_name_in_capitals_is_logged(
+def test_no_openssl_error_name_is_logged(
     core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, engine)

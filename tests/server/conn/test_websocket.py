@@ -49,7 +49,7 @@ def ask(protocol: str = "derp", **changed: str) -> bytes:
 
 
 def message(data: bytes, opcode: int = BINARY, *, final: bool = True, mask: bytes = b"") -> bytes:
-    """A client's websocket frame (RFC 6455 §5.2)."""
+    """Return a client's websocket frame (RFC 6455 §5.2)."""
     mask = mask or os.urandom(4)
     size = len(data)
     if size < 126:
@@ -64,7 +64,7 @@ def message(data: bytes, opcode: int = BINARY, *, final: bool = True, mask: byte
 
 
 def unwrap(data: bytes) -> list[tuple[int, bytes]]:
-    """A server's websocket frames, none fragmented."""
+    """Return opcode and data of a server's websocket frames, none fragmented."""
     found = []
     while data:
         opcode, size, start = data[0] & 15, data[1], 2
@@ -80,7 +80,7 @@ def unwrap(data: bytes) -> list[tuple[int, bytes]]:
 
 
 class WebSocketWire(Wire):
-    """A connection whose client opened a websocket."""
+    """A connection whose client opens a websocket."""
 
     def open(self) -> None:
         self.feed(ask())
@@ -112,7 +112,7 @@ class WebSocketWire(Wire):
         return int.from_bytes(data[:2], "big")
 
 
-def test_the_handshake_agrees_on_derp_and_counts(core: ConnectionContext) -> None:
+def test_the_handshake_selects_the_derp_subprotocol_and_is_counted(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.feed(ask())
     head = wire.answer().partition(b"\r\n\r\n")[0].split(b"\r\n")
@@ -135,7 +135,7 @@ def test_packets_pass_both_ways(core: ConnectionContext) -> None:
     assert web.messages() == [ReceivedPacket(plain.private.public, b"to web")]
 
 
-def test_login_may_follow_the_request_in_one_read(core: ConnectionContext) -> None:
+def test_the_login_may_be_in_one_read_with_the_request(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.session.receive_data(core.login.greeting)
     wire.feed(ask() + message(wire.outgoing()))
@@ -169,7 +169,9 @@ def test_messages_may_be_fragmented_with_pings_between(core: ConnectionContext) 
     assert core.router.registry.size == 1
 
 
-def test_a_full_packet_fits_one_message_and_leaves_in_small_ones(core: ConnectionContext) -> None:
+def test_a_full_packet_may_be_one_message_and_is_sent_in_small_ones(
+    core: ConnectionContext,
+) -> None:
     web, plain = WebSocketWire(core), Wire(core)
     web.login()
     plain.login()
@@ -222,7 +224,7 @@ def test_a_subprotocol_that_is_not_derp_is_closed_with_1008(core: ConnectionCont
     assert not core.timers
 
 
-def test_a_websocket_without_a_subprotocol_is_an_old_client_that_speaks_plain_derp(
+def test_a_websocket_request_without_a_subprotocol_is_answered_with_plain_derp(
     core: ConnectionContext,
 ) -> None:
     wire = Wire(core)
@@ -285,7 +287,9 @@ def test_a_bad_frame_inside_a_websocket_ends_it(
     assert problems(caplog)[0].endswith("closed: short ping: 5")
 
 
-def test_a_client_may_end_itself_between_two_messages_of_one_read(core: ConnectionContext) -> None:
+def test_a_client_may_close_itself_between_two_messages_of_one_read(
+    core: ConnectionContext,
+) -> None:
     wire = WebSocketWire(core, mesh_key=MESH)
     wire.login()
     wire.session.close_peer(wire.private.public)
@@ -295,7 +299,7 @@ def test_a_client_may_end_itself_between_two_messages_of_one_read(core: Connecti
     assert core.router.registry.size == 0
 
 
-def test_a_close_behind_more_than_can_wait_is_harmless(core: ConnectionContext) -> None:
+def test_a_close_behind_many_packets_is_harmless(core: ConnectionContext) -> None:
     """The websocket closes while the frames that came before the close are still relayed."""
     wire, other = WebSocketWire(core), Wire(core)
     wire.login()
@@ -318,7 +322,7 @@ def test_a_close_behind_more_than_can_wait_is_harmless(core: ConnectionContext) 
     ]
 
 
-def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: ConnectionContext) -> None:
+def test_pings_of_a_client_that_does_not_read_use_bounded_memory(core: ConnectionContext) -> None:
     wire, other = WebSocketWire(core), Wire(core)
     wire.login()
     other.login()
@@ -331,8 +335,10 @@ def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: Connect
 
 
 @pytest.mark.parametrize("name", ["x" * 33, "a\\n", "bad"])
-def test_a_refused_name_closes_the_websocket_normally(core: ConnectionContext, name: str) -> None:
-    """The client gets that and nothing more, as from Go's relay."""
+def test_a_refused_app_name_closes_the_websocket_with_1000(
+    core: ConnectionContext, name: str
+) -> None:
+    """The client gets the close frame and nothing else, as from Go's relay."""
     wire = WebSocketWire(core)
     core.rules = replace(core.rules, disallowed_app_names=frozenset({"bad"}))
     wire.feed(ask())
@@ -346,7 +352,7 @@ def test_a_refused_name_closes_the_websocket_normally(core: ConnectionContext, n
     assert wire.gone
 
 
-def test_a_graceful_close_closes_the_websocket_normally(core: ConnectionContext) -> None:
+def test_a_graceful_close_closes_the_websocket_with_1000(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.login()
     wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
@@ -356,7 +362,7 @@ def test_a_graceful_close_closes_the_websocket_normally(core: ConnectionContext)
     assert not wire.transport.aborted
 
 
-def test_a_websocket_login_is_bound_by_the_same_ten_seconds(core: ConnectionContext) -> None:
+def test_the_login_timeout_covers_a_websocket(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.open()
     wire.loop.advance(9.5)
@@ -365,7 +371,7 @@ def test_a_websocket_login_is_bound_by_the_same_ten_seconds(core: ConnectionCont
     assert wire.gone
 
 
-def test_what_is_written_to_a_websocket_that_closed_goes_nowhere(core: ConnectionContext) -> None:
+def test_frames_for_a_closed_websocket_are_discarded(core: ConnectionContext) -> None:
     wire, other = WebSocketWire(core), Wire(core)
     wire.login()
     other.login()

@@ -1,4 +1,4 @@
-"""Entries of the list of other relays."""
+"""Entries of the list of other relays in a mesh."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pyderp.server.mesh.hosts import MeshHost, parse_mesh_host
     ],
 )
 @pytest.mark.parametrize("space", ["", "  "])
-def test_good(text: str, url: str, dial: str, space: str) -> None:
-    """What it leads to; space around it does not matter."""
+def test_a_valid_entry_is_parsed(text: str, url: str, dial: str, space: str) -> None:
+    """Space around an entry does not matter."""
     assert parse_mesh_host(space + text + space) == MeshHost(text, url, dial)
 
 
@@ -60,8 +60,8 @@ def test_good(text: str, url: str, dial: str, space: str) -> None:
         ("https://a:x/derp", "port of the URL"),
     ],
 )
-def test_bad(text: str, what: str) -> None:
-    """What is wrong, with the entry itself."""
+def test_an_invalid_entry_is_refused(text: str, what: str) -> None:
+    """The error says what is wrong, and quotes the entry."""
     with pytest.raises(ConfigError) as caught:
         parse_mesh_host(text)
     assert what in str(caught.value)
@@ -69,8 +69,7 @@ def test_bad(text: str, what: str) -> None:
         assert text in str(caught.value)
 
 
-def test_passwords_are_not_shown() -> None:
-    """Neither in what is logged nor in errors."""
+def test_passwords_are_neither_logged_nor_in_errors() -> None:
     host = parse_mesh_host("https://user:hunter2@a/derp?key=hunter2")
     assert "hunter2" in host.url
     assert "hunter2" not in repr(host)
@@ -81,11 +80,11 @@ def test_passwords_are_not_shown() -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_dialer_of_a_host_without() -> None:
+def test_an_entry_without_a_dial_host_has_no_dialer() -> None:
     assert parse_mesh_host("a").dialer(NetworkSettings()) is None
 
 
-def test_dial_host_goes_past_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dial_host_is_dialed_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in the operator's own network; only the port is taken from the URL."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
 

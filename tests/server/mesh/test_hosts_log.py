@@ -1,4 +1,4 @@
-"""What the log says of a link to another relay that fails."""
+"""What is logged when a link to another relay fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HOUR = 60 * MINUTE
 
 
 class Clock:
-    """Time that a test sets."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
@@ -30,23 +30,26 @@ def link(clock: Clock, caplog: pytest.LogCaptureFixture) -> MeshLog:
     return MeshLog("b", clock)
 
 
-def test_first_failure_and_recovery(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Both are logged at once; so is a connection that works from the start."""
+def test_the_first_failure_and_the_recovery_are_logged_at_once(
+    link: MeshLog, caplog: pytest.LogCaptureFixture
+) -> None:
     link.failed("refused", None)
     link.connected()
     assert caplog.messages == ["mesh with b: refused", "mesh with b: connected again"]
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-def test_connected_at_once(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_works_at_once_is_logged(
+    link: MeshLog, caplog: pytest.LogCaptureFixture
+) -> None:
     link.connected()
     assert caplog.messages == ["mesh with b: connected"]
 
 
-def test_a_host_that_is_away_for_a_day(
+def test_a_host_that_fails_for_a_day_is_logged_ever_less_often(
     link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failure each five seconds is a line now, after one minute, two, four, … each hour."""
+    """One failure each five seconds is logged now, after one minute, two, four, … each hour."""
     begin = clock.now
     times: list[float] = []
     while clock.now < begin + 24 * HOUR:
@@ -62,8 +65,9 @@ def test_a_host_that_is_away_for_a_day(
     assert caplog.messages[-1] == "mesh with b: connected again"
 
 
-def test_a_link_that_flaps(link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """A connection that breaks at once is no recovery that starts the lines anew."""
+def test_a_link_that_breaks_at_once_does_not_reset_the_log_interval(
+    link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(12):
         link.failed("EOF", None)
         clock.now += 5
@@ -77,10 +81,9 @@ def test_a_link_that_flaps(link: MeshLog, clock: Clock, caplog: pytest.LogCaptur
     ]
 
 
-def test_a_connection_that_held(
+def test_a_link_that_held_for_a_minute_resets_the_log_interval(
     link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After the link has worked for a minute, the next failure is logged at once."""
     link.failed("refused", None)
     clock.now += 5
     link.connected()
@@ -112,7 +115,7 @@ def test_a_new_reason_is_logged_at_once_and_once(
     ]
 
 
-def test_a_new_reason_long_after_the_last_line(
+def test_a_new_reason_is_logged_at_once_after_a_day_of_another(
     link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(24 * 60):
@@ -127,7 +130,7 @@ def test_a_new_reason_long_after_the_last_line(
     ]
 
 
-def test_reasons_that_never_repeat_are_no_flood(
+def test_reasons_that_never_repeat_do_not_flood_the_log(
     link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n in range(1000):
@@ -136,7 +139,9 @@ def test_reasons_that_never_repeat_are_no_flood(
     assert len(caplog.messages) == 8
 
 
-def test_a_bug_has_its_traceback(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_logged_with_its_traceback(
+    link: MeshLog, caplog: pytest.LogCaptureFixture
+) -> None:
     link.failed("oops", ZeroDivisionError("oops"))
     assert caplog.records[0].exc_info is not None
     assert "ZeroDivisionError: oops" in caplog.text

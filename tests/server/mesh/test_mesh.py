@@ -17,20 +17,20 @@ from tests.server.meshed import (
     NOT_HERE,
     client_of,
     config,
+    expect_gone,
     linked,
     meshed,
-    news,
+    messages_so_far,
     node,
-    told_gone,
     until,
 )
 
 DISCO = DISCO_MAGIC + bytes(DISCO_MIN_LEN)
-NOBODY = NodePrivate.generate().public
+UNKNOWN = NodePrivate.generate().public
 
 
-async def test_forwards_both_ways() -> None:
-    """A packet and its answer cross once each; it is the source that the destination sees."""
+async def test_packets_are_forwarded_both_ways() -> None:
+    """Each crosses the link once; the destination sees the key of the original source."""
     async with meshed() as (left, right), client_of(left) as a, client_of(right) as b:
         await left.learns(b)
         await right.learns(a)
@@ -41,8 +41,7 @@ async def test_forwards_both_ways() -> None:
         assert left.counters.dropped(DropReason.UNKNOWN_DEST) == 0
 
 
-async def test_a_client_that_was_there_before_the_mesh() -> None:
-    """Clients that were connected before the link was made can be reached through it."""
+async def test_a_client_connected_before_the_mesh_can_be_reached() -> None:
     async with node() as left, node() as right, client_of(left) as a, client_of(right) as b:
         left.mesh.set_hosts([right.relay.url])
         await left.learns(b)
@@ -50,9 +49,11 @@ async def test_a_client_that_was_there_before_the_mesh() -> None:
         await left.mesh.aclose()
 
 
-async def test_local_before_remote_and_back() -> None:
-    """Packets reach a key here while it is connected here, and then at the other relay. PeerGone
-    is sent only when the key is gone everywhere."""
+async def test_a_local_connection_is_preferred_to_a_remote_one() -> None:
+    """While a key is connected here, it is reached here; afterwards where it still is.
+
+    Its peers get PeerGone only when it is connected nowhere.
+    """
     moving = NodePrivate.generate()
 
     async with meshed() as (left, right), client_of(left) as a:
@@ -67,13 +68,13 @@ async def test_local_before_remote_and_back() -> None:
             await until(lambda: not left.has(near))
             await passes(a, far)
             assert left.forwarded == (2, 1)
-            assert not [m for m in await news(a) if isinstance(m, PeerGone)]
-        await told_gone(a, moving.public, DISCONNECTED)
+            assert not [m for m in await messages_so_far(a) if isinstance(m, PeerGone)]
+        await expect_gone(a, moving.public, DISCONNECTED)
         assert left.way(moving.public) is None
 
 
-async def test_a_relay_that_dies_and_returns() -> None:
-    """Its keys are forgotten, clients that got packets from them get PeerGone, and all returns."""
+async def test_a_relay_that_restarts_is_linked_again() -> None:
+    """While it is down, its keys are forgotten, and their peers get PeerGone."""
     key = NodePrivate.generate()
 
     async with node() as left, client_of(left) as a, contextlib.AsyncExitStack() as stack:
@@ -89,7 +90,7 @@ async def test_a_relay_that_dies_and_returns() -> None:
         await passes(b, a)
         await right.mesh.aclose()
         await right.relay.aclose(drain=0)
-        await told_gone(a, b.key, DISCONNECTED)
+        await expect_gone(a, b.key, DISCONNECTED)
         await b.aclose()
         await until(lambda: not left.status(url).connected)
         assert left.status(url).peers == len(left.router.forwarders) == 0
@@ -105,12 +106,12 @@ async def test_a_relay_that_dies_and_returns() -> None:
             await again.learns(a)
             await passes(a, b)
             await passes(b, a)
-        await told_gone(a, b.key, DISCONNECTED)  # told again, though told before
+        await expect_gone(a, b.key, DISCONNECTED)  # a second time
         await left.mesh.aclose()
 
 
-async def test_three_relays_and_no_loops() -> None:
-    """Every client reaches every other in one hop, once."""
+async def test_three_relays_forward_without_loops() -> None:
+    """Every client reaches every other in one hop, and each packet arrives once."""
     async with meshed(3) as nodes, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(client_of(each)) for each in nodes]
         for each, own in zip(nodes, clients, strict=True):
@@ -121,15 +122,15 @@ async def test_three_relays_and_no_loops() -> None:
         assert [each.forwarded for each in nodes] == [(2, 2)] * 3
         # A packet for an unknown key is dropped, and forwarded to no relay.
         for source in clients:
-            source.send(NOBODY, DISCO)
-            await told_gone(source, NOBODY, NOT_HERE)
+            source.send(UNKNOWN, DISCO)
+            await expect_gone(source, UNKNOWN, NOT_HERE)
         assert [each.forwarded for each in nodes] == [(2, 2)] * 3
         for client in clients:
-            assert await news(client) == []
+            assert await messages_so_far(client) == []
 
 
-async def test_a_key_on_two_other_relays() -> None:
-    """A packet goes to one of them, the first that had it; then to the one that is left."""
+async def test_a_key_on_two_other_relays_is_reached_by_one_of_them() -> None:
+    """Packets go to the relay that had the key first; when it leaves there, to the other one."""
     twice = NodePrivate.generate()
 
     async with meshed(3) as (here, first, second), client_of(here) as a:
@@ -146,33 +147,36 @@ async def test_a_key_on_two_other_relays() -> None:
                 assert [await stays.packet() for _ in range(10)] == [
                     bytes((number,)) for number in range(10)
                 ]
-                assert await news(leaves) == []
+                assert await messages_so_far(leaves) == []
             # One forwarder less, of which no client gets a frame.
             await until(lambda: here.counters.multiforwarder_deleted >= 1)
             await passes(a, stays)
         assert first.forwarded == (0, 0)
 
 
-async def test_relays_that_send_each_other_for_a_key() -> None:
-    """Each believes that the other has it, as may be for a moment: the packet is dropped after
-    one hop, and the belief is mended."""
+async def test_two_relays_that_each_believe_the_other_has_a_key_make_no_loop() -> None:
+    """Both may be wrong for a moment.
+
+    The packet is dropped after one hop, and the stale forwarder is removed.
+    """
     async with meshed() as (left, right), client_of(left) as a:
         for each in (left, right):
             (neighbour,) = [n for n, _ in each.mesh._loops.values() if n._link.connected]
-            neighbour._present.add(NOBODY.raw)
-            each.router.add_forwarder(NOBODY.raw, neighbour._link)
-        a.send(NOBODY, DISCO)
-        await until(lambda: left.way(NOBODY) is None)
+            neighbour._present.add(UNKNOWN.raw)
+            each.router.add_forwarder(UNKNOWN.raw, neighbour._link)
+        a.send(UNKNOWN, DISCO)
+        await until(lambda: left.way(UNKNOWN) is None)
         assert (left.forwarded, right.forwarded) == ((1, 0), (0, 1))
         assert right.counters.dropped(DropReason.UNKNOWN_DEST_ON_FWD) == 1
         assert right.counters.peer_gone_not_here == 1
-        a.send(NOBODY, DISCO)
-        await told_gone(a, NOBODY, NOT_HERE)
+        a.send(UNKNOWN, DISCO)
+        await expect_gone(a, UNKNOWN, NOT_HERE)
         assert left.forwarded == (1, 0)
 
 
-async def test_full_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit into the queue to another relay is dropped, counted, and no harm done."""
+async def test_packets_beyond_the_mesh_queue_are_dropped_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(delivery, "MESH_QUEUE_DEPTH", 5)
 
     async with meshed() as (left, right), client_of(left) as a, client_of(right) as b:
@@ -188,8 +192,8 @@ async def test_full_link(monkeypatch: pytest.MonkeyPatch) -> None:
         await passes(a, b)
 
 
-async def test_many_packets_in_order() -> None:
-    """A flood crosses in batches; nothing is lost while the queues hold, nor out of order."""
+async def test_a_flood_of_packets_is_forwarded_in_order() -> None:
+    """It crosses in batches; nothing is lost while the queues hold it."""
     async with meshed() as (left, right), client_of(left) as a, client_of(right) as b:
         await left.learns(b)
         for start in range(0, 2000, 20):
@@ -201,12 +205,11 @@ async def test_many_packets_in_order() -> None:
         assert (left.forwarded, right.forwarded) == ((2000, 0), (0, 2000))
 
 
-async def test_the_last_way_is_gone() -> None:
-    """A disco packet to a client that left another relay is answered with NOT_HERE."""
+async def test_a_disco_packet_to_a_client_that_left_another_relay_gets_not_here() -> None:
     async with meshed() as (left, right), client_of(left) as a:
         async with client_of(right) as b:
             await left.learns(b)
             await passes(b, a)
-        await told_gone(a, b.key, DISCONNECTED)
+        await expect_gone(a, b.key, DISCONNECTED)
         a.send(b, DISCO)
-        await told_gone(a, b.key, NOT_HERE)
+        await expect_gone(a, b.key, NOT_HERE)

@@ -1,4 +1,4 @@
-"""The loop for one other relay: how it begins, breaks, is mended and ends."""
+"""The link to one other relay: how it starts, breaks, reconnects and ends."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.server.meshed import (
     Node,
     client_of,
     config,
+    expect_gone,
     linked,
     meshed,
-    news,
+    messages_so_far,
     node,
-    told_gone,
     until,
 )
 
@@ -49,7 +49,7 @@ def present(*keys: object) -> bytes:
 
 @contextlib.asynccontextmanager
 async def linked_to_fake(retry: float = RETRY) -> AsyncIterator[tuple[Node, FakeRelay, Peer]]:
-    """A relay that is linked to a fake one, which has sent its first key."""
+    """Start a relay linked to a fake one, which has announced the relay's own login."""
     async with fake_relay() as fake, node(hosts=[fake.url], retry=retry) as ours:
         peer = await fake.serve()
         assert peer.key == ours.relay.public_key
@@ -61,20 +61,21 @@ async def linked_to_fake(retry: float = RETRY) -> AsyncIterator[tuple[Node, Fake
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the mesh logged."""
+    """Return what the mesh logged."""
     return [r.getMessage() for r in caplog.records if r.name == "pyderp.mesh"]
 
 
 def test_retry_is_five_seconds() -> None:
-    """By default it is Go's."""
     assert module.RETRY == 5.0
 
 
 class TestSelf:
-    """The relay in its own list (with a twin of TestRunWatchConnectionLoopServeConnect)."""
+    """A relay in its own list; has a twin of TestRunWatchConnectionLoopServeConnect."""
 
-    async def test_is_found_out_and_left_alone(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The loop ends for good, and so does the connection."""
+    async def test_a_relay_recognises_itself_and_ends_the_link(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The link and its connection end for good."""
         caplog.set_level(logging.INFO)
 
         async with node() as ours:
@@ -92,8 +93,8 @@ class TestSelf:
             assert same is task, "it is done for good"
         assert lines(caplog) == [f"mesh with {url}: that is this relay itself; left alone"]
 
-    async def test_nothing_leads_to_ourselves_by_way_of_others(self) -> None:
-        """The other relay tells of our own login, which is no client to forward to."""
+    async def test_there_is_no_forwarder_to_the_relay_itself(self) -> None:
+        """The other relay announces our own login, which is no client to forward to."""
         async with linked_to_fake() as (ours, fake, peer):
             peer.say(present(A))
             await until(lambda: ours.way(A))
@@ -101,12 +102,12 @@ class TestSelf:
             assert ours.status(fake.url).peers == 1
 
 
-class TestNews:
-    """What the other relay tells."""
+class TestPresence:
+    """PeerPresent and PeerGone from the other relay."""
 
     @pytest.mark.parametrize("reason", [0, 1])
-    async def test_clients_that_come_and_go(self, reason: int) -> None:
-        """A way is there and gone again, whatever the reason; telling twice changes nothing."""
+    async def test_forwarders_follow_peer_present_and_peer_gone(self, reason: int) -> None:
+        """Whatever the reason of PeerGone; a repeated one changes nothing."""
         async with linked_to_fake() as (ours, fake, peer):
             peer.say(present(A, A, B))
             await until(lambda: ours.status(fake.url).peers == 2)
@@ -118,10 +119,13 @@ class TestNews:
             assert ours.counters.forwarder_delete_other_value == 0
 
     @pytest.mark.parametrize("closed", [False, True], ids=["broken", "closed meanwhile"])
-    async def test_keys_of_a_broken_link_go_in_slices(
+    async def test_keys_of_a_broken_link_are_removed_in_slices(
         self, monkeypatch: pytest.MonkeyPatch, closed: bool
     ) -> None:
-        """Packets to a key that waits are dropped; one that another relay has by then stays."""
+        """Packets to keys not yet removed are dropped.
+
+        A key that another relay has by then keeps that forwarder.
+        """
         monkeypatch.setattr(module, "_KEYS_A_TURN", 2)
         keys = [NodePrivate.generate().public for _ in range(11)]
 
@@ -187,13 +191,13 @@ class TestNews:
             monkeypatch.setattr(ours.router, "flush", note)
             peer.say(b"".join(pack_peer_gone(key, DISCONNECTED) for key in keys))
             for key in keys:
-                await told_gone(client, key, DISCONNECTED)
-        assert [count for count in flushed if 0 < count < len(keys)], "told in one turn"
+                await expect_gone(client, key, DISCONNECTED)
+        assert [count for count in flushed if 0 < count < len(keys)], "all sent in one turn"
 
-    async def test_keys_beyond_the_bound_are_not_noted(
+    async def test_keys_beyond_the_limit_are_ignored(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """They are counted, and logged once; a client that leaves makes room."""
+        """They are counted and logged once; a key that leaves makes room."""
         monkeypatch.setattr(module, "MAX_MESH_KEYS", 3)
         keys = [NodePrivate.generate().public for _ in range(10)]
 
@@ -207,9 +211,9 @@ class TestNews:
             assert len(ours.router.forwarders) == 3
         assert sum("more than 3 keys" in line for line in lines(caplog)) == 1
 
-    async def test_not_here_is_doubted(self) -> None:
-        """Go's relays tell "not here" and "present" in no fixed order: the picture is asked
-        for again, but not for each such answer."""
+    async def test_after_not_here_the_present_keys_are_requested_again(self) -> None:
+        """Go's relays send "not here" and "present" in no fixed order, so the list is requested
+        again, but not for each such message."""
         async with linked_to_fake() as (ours, _, peer):
             peer.say(present(A, B), pack_peer_gone(A, NOT_HERE))
             await peer.expect(FrameType.WATCH_CONNS)
@@ -222,8 +226,10 @@ class TestNews:
             ours.mesh.set_hosts([])
             assert await peer.gone() == b""
 
-    async def test_not_here_is_doubted_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Once it may be asked again, any message is the occasion, and one comes each minute."""
+    async def test_a_later_not_here_is_followed_up_at_the_next_message(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once `_ASK_AGAIN` has passed, any message triggers the request; one comes each minute."""
         async with linked_to_fake() as (ours, _, peer):
             peer.say(present(A), pack_peer_gone(A, NOT_HERE))
             await peer.expect(FrameType.WATCH_CONNS)
@@ -235,29 +241,29 @@ class TestNews:
             await peer.expect(FrameType.WATCH_CONNS)
 
     async def test_a_client_gets_peer_gone_at_once(self) -> None:
-        """A client that got packets from a key gets PeerGone at once, also when the link breaks."""
+        """Without waiting for a tick; also when the link breaks."""
         async with linked_to_fake(retry=100) as (ours, fake, peer), client_of(ours) as c:
-            ours.relay._running().stop()  # no tick that would write what was forgotten
+            ours.relay._running().stop()  # no tick that would flush
             peer.say(present(A, B))
             await until(lambda: ours.way(B))
             registry = ours.router.registry
             for key in (A, B):
                 registry.remember(key.raw, registry.active[c.key.raw])
             peer.say(pack_peer_gone(A, DISCONNECTED))
-            await told_gone(c, A, DISCONNECTED)
+            await expect_gone(c, A, DISCONNECTED)
             peer.cut()
-            await told_gone(c, B, DISCONNECTED)
+            await expect_gone(c, B, DISCONNECTED)
             status = ours.status(fake.url)
             assert (status.connected, status.peers) == (False, 0)
             assert status.error.startswith("connection lost: ")
-            assert await news(c) == []
+            assert await messages_so_far(c) == []
 
 
 class TestBreak:
-    """Connections that end."""
+    """Connections that break."""
 
-    async def test_ten_times(self) -> None:
-        """The twin of TestBreakWatcherConn: after each break the same picture as before."""
+    async def test_after_each_of_ten_breaks_the_link_is_restored(self) -> None:
+        """The twin of TestBreakWatcherConn."""
         async with meshed() as (left, right), client_of(right) as b, client_of(left) as a:
             await left.learns(b)
             url = right.relay.url
@@ -273,8 +279,13 @@ class TestBreak:
             assert left.counters.forwarder_delete_other_value == 0
             assert len(left.router.forwarders) == 1
 
-    async def test_a_relay_that_takes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A write that waits too long kills the connection; what waited is counted as dropped."""
+    async def test_a_relay_that_does_not_read_is_disconnected(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A write that waits too long ends the connection.
+
+        Queued packets are counted as dropped.
+        """
         assert client_connection.FORWARD_TIMEOUT == 5.0
         monkeypatch.setattr(client_connection, "FORWARD_TIMEOUT", 0.1)
 
@@ -297,15 +308,15 @@ class TestBreak:
             counters = ours.counters
             out, down = ours.forwarded[0], counters.dropped(DropReason.MESH_LINK_DOWN)
             full = counters.dropped(DropReason.MESH_LINK_FULL)
-            nobody = counters.dropped(DropReason.UNKNOWN_DEST)
-            # What was queued and never came to be written was not forwarded.
-            assert sent == out + down + full + nobody
+            unknown = counters.dropped(DropReason.UNKNOWN_DEST)
+            # Packets that were queued but never written do not count as forwarded.
+            assert sent == out + down + full + unknown
             assert down > 0
 
-    async def test_a_relay_that_does_not_know_our_key(
+    async def test_a_different_mesh_key_is_reported_as_the_probable_cause(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The log says what is probably wrong and what to do, and not each time."""
+        """The error says what to do, and is logged once."""
         caplog.set_level(logging.INFO)
 
         async with node(config(mesh_key=OTHER_KEY)) as far, node() as ours:
@@ -323,8 +334,8 @@ class TestBreak:
             await ours.mesh.aclose()
 
     @pytest.mark.parametrize("how", ["no login", "restarting", "refused", "nonsense"])
-    async def test_other_failures(self, how: str) -> None:
-        """An error of its own for each; the keys are blamed only if that may be it."""
+    async def test_each_failure_has_its_own_error(self, how: str) -> None:
+        """The mesh key is named only if it may be the cause."""
         async with fake_relay() as fake, node(hosts=[fake.url], retry=100) as ours:
             if how == "refused":
                 peer = await fake.accept()
@@ -352,7 +363,7 @@ class TestBreak:
             assert ("mesh key" in error) == (how == "no login")
             await ours.mesh.aclose()
 
-    async def test_another_relay_that_does_not_listen_yet(
+    async def test_a_host_that_does_not_listen_yet_is_retried(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The link is tried again and again (a twin of TestNotifyError), logged once, and works."""
@@ -379,10 +390,10 @@ class TestBreak:
                 assert lines(caplog)[1:] == [f"mesh with {url}: connected again"]
                 await ours.mesh.aclose()
 
-    async def test_a_bug_does_not_end_the_loop(
+    async def test_a_bug_does_not_end_the_link(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is logged with its traceback, and the link is made anew."""
+        """It is logged with its traceback, and the relay connects again."""
         async with node() as far, node() as ours, client_of(far) as b:
             add, failures = ours.router.add_forwarder, iter([1])
 
@@ -400,10 +411,10 @@ class TestBreak:
 
 
 class TestHosts:
-    """The list of mesh hosts in the settings."""
+    """Changes of the list of hosts."""
 
-    async def test_live_change(self) -> None:
-        """New links are made, old ones ended with all their keys, the others not disturbed."""
+    async def test_the_list_can_change_while_the_relay_runs(self) -> None:
+        """New links are made, removed ones end with all their keys, the others stay connected."""
         async with node() as ours, node() as one, node() as two, node() as three:
             urls = [each.relay.url for each in (one, two, three)]
             ours.mesh.set_hosts(urls[:2])
@@ -423,8 +434,7 @@ class TestHosts:
             assert ours.mesh.status() == []
 
     @pytest.mark.parametrize("bad", ["a/b/c", "", "ftp://x/derp"])
-    async def test_bad_entry(self, bad: str) -> None:
-        """Nothing changes, good entries beside it included."""
+    async def test_a_list_with_a_bad_entry_changes_nothing(self, bad: str) -> None:
         async with meshed() as (left, right):
             before = left.mesh.status()
             with pytest.raises(ConfigError):
@@ -432,8 +442,9 @@ class TestHosts:
             assert left.mesh.status() == before
             assert left.status(right.relay.url).connected
 
-    async def test_bad_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What no attempt could ever use is said at once."""
+    async def test_a_bad_proxy_setting_is_an_error_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("TS_DEBUG_DERP_WS_CLIENT", "perhaps")
 
         async with node(client_config=ClientConfig()) as ours:
@@ -441,7 +452,7 @@ class TestHosts:
                 ours.mesh.set_hosts(["a"])
             assert ours.mesh.status() == []
 
-    async def test_dial_host_over_tls(self, tmp_path: Path) -> None:
+    async def test_a_dial_host_is_dialed_and_the_host_is_verified(self, tmp_path: Path) -> None:
         """TCP goes to the dial host, on the port before the slash; certificate and SNI are the
         host's. A relay without a trusted certificate gets no login."""
         name = "derp.example.com"
@@ -463,11 +474,10 @@ class TestHosts:
 
 
 class TestEnd:
-    """`aclose`, whatever the loops do."""
+    """`aclose`, in whatever state the links are."""
 
     @pytest.mark.parametrize("when", ["connecting", "waiting", "connected"])
-    async def test_leaves_nothing(self, when: str) -> None:
-        """The relay has no task, no connection and no forwarder for it."""
+    async def test_closing_leaves_no_task_connection_or_forwarder(self, when: str) -> None:
         async with fake_relay() as fake, node(retry=100) as ours:
             tasks = asyncio.all_tasks()
             ours.mesh.set_hosts([fake.url])
@@ -488,8 +498,8 @@ class TestEnd:
             await peer.gone()
 
     @pytest.mark.parametrize("turns", range(12))
-    async def test_just_when_the_connection_breaks(self, turns: int) -> None:
-        """A connection that is being put away is no place where an end gets lost."""
+    async def test_closing_while_the_connection_breaks_ends(self, turns: int) -> None:
+        """The cancellation is not lost while the old connection is being closed."""
         async with linked_to_fake(retry=100) as (ours, _, peer):
             peer.cut()
             for _ in range(turns):
@@ -497,15 +507,15 @@ class TestEnd:
             async with asyncio.timeout(5):
                 await ours.mesh.aclose()
 
-    async def test_what_is_on_its_way_is_counted(self) -> None:
-        """Every packet that waits is a drop, also those that are being written."""
+    async def test_packets_queued_at_the_end_are_counted_as_dropped(self) -> None:
+        """Also those that are being written."""
         async with linked_to_fake(retry=100) as (ours, _, peer):
             peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
             peer.say(present(A))
             await until(lambda: ours.way(A))
             way = ours.way(A)
             assert isinstance(way, MeshLink)
-            # Until what is queued stays there, because the kernel takes no more.
+            # Until packets stay queued because the kernel accepts no more.
             while len(way._frames) < 30:
                 for _ in range(30):
                     way.forward(B.raw, A.raw, bytes(60_000))

@@ -29,7 +29,7 @@ from pyderp.wire.http import BROWSER_HEADERS, Request, Response
 
 
 class Names:
-    """A resolver of addresses and of TXT records, without network."""
+    """A resolver of addresses and TXT records, without network."""
 
     def __init__(self, **names: Sequence[str]) -> None:
         self.names = dict(names)
@@ -67,7 +67,7 @@ def make(names: Names, *, published: str = "", unpublished: str = "") -> Bootstr
 
 
 def ask(served: BootstrapDNS, name: str = "", remote: str = "1.2.3.4") -> Any:
-    """What a request gets, out of JSON; before the first round `""`."""
+    """Return the JSON value of the answer; before the first round `""`."""
     body = response(served, name, remote).body
     return json.loads(body) if body else ""
 
@@ -78,7 +78,7 @@ def response(served: BootstrapDNS, name: str = "", remote: str = "") -> Response
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 (nobody tells)
+    while not condition():  # noqa: ASYNC110 (no event to wait for)
         await asyncio.sleep(0)
 
 
@@ -104,7 +104,7 @@ async def test_published_and_unpublished_names_are_looked_up() -> None:
         assert ask(served, "other") == {"other": ["::5"]}
 
 
-def test_the_answer_has_the_headers_of_a_page_and_closes() -> None:
+def test_the_answer_has_the_browser_headers_and_closes_the_connection() -> None:
     answer = response(make(Names()))
     assert answer.status == 200
     assert answer.close
@@ -112,7 +112,7 @@ def test_the_answer_has_the_headers_of_a_page_and_closes() -> None:
     assert answer.body == b""
 
 
-async def test_a_name_that_fails_disappears_and_is_logged_once(
+async def test_a_name_that_no_longer_exists_is_removed_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
@@ -142,7 +142,7 @@ async def test_a_name_that_fails_disappears_and_is_logged_once(
     ]
 
 
-async def test_an_unpublished_name_that_fails_disappears_too(
+async def test_an_unpublished_name_that_no_longer_exists_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
@@ -156,10 +156,10 @@ async def test_an_unpublished_name_that_fails_disappears_too(
         assert ask(served, "b") == {"b": ["192.0.2.2"]}
 
 
-async def test_names_that_hang_keep_no_time_from_others(
+async def test_names_that_hang_do_not_delay_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each look-up has its own timeout, and earlier addresses stay while there is no answer."""
+    """Each look-up has its own time limit, and the last addresses stay while it fails."""
     monkeypatch.setattr(bootstrap, "LOOKUP_TIMEOUT", 0.05)
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
@@ -169,7 +169,7 @@ async def test_names_that_hang_keep_no_time_from_others(
         names.hanging.update(hanging)
         served = make(names, published=" ".join([*hanging, "a", "b"]), unpublished="slow0 b")
         async with started(served):
-            # The names found do not wait for the end of the round.
+            # Found names are served before the round ends.
             await until(lambda: ask(served) == {"a": ["192.0.2.1"], "b": ["192.0.2.3"]})
             assert ask(served, "b") == {"b": ["192.0.2.3"]}
             names.hanging.clear()
@@ -246,7 +246,7 @@ async def test_addresses_without_an_answer_for_a_day_are_returned_no_more(
         await until(lambda: ask(served) is None)
 
 
-async def test_closing_in_the_middle_of_a_look_up_leaves_nothing() -> None:
+async def test_closing_during_a_look_up_leaves_no_task() -> None:
     names = Names()
     names.hanging.add("slow")
     served = make(names, published="slow")
@@ -256,7 +256,7 @@ async def test_closing_in_the_middle_of_a_look_up_leaves_nothing() -> None:
     await served.aclose()
 
 
-async def test_an_unforeseen_error_ends_only_one_look_up(
+async def test_an_unexpected_error_ends_only_one_look_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
@@ -307,14 +307,14 @@ async def test_requests_are_counted() -> None:
     )
 
 
-async def test_without_names_nothing_runs() -> None:
+async def test_without_names_no_task_runs() -> None:
     served = BootstrapDNS(BootstrapDNSConfig())
     served.start()
     assert len(asyncio.all_tasks()) == 1
     await served.aclose()
 
 
-async def test_the_system_is_asked_by_default() -> None:
+async def test_the_systems_resolver_is_the_default() -> None:
     served = BootstrapDNS(BootstrapDNSConfig(published=("localhost", "192.0.2.7")))
     async with started(served):
         await until(lambda: len(ask(served) or ()) == 2)
@@ -341,7 +341,7 @@ def test_dnspython_is_loaded_only_for_txt_records(entry: str, loaded: bool) -> N
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers TXT questions on loopback."""
+    """Answers TXT queries on loopback."""
 
     def __init__(self, records: dict[str, list[str]]) -> None:
         self.records = records
@@ -370,7 +370,7 @@ class NameServer(asyncio.DatagramProtocol):
 async def name_server(
     **records: list[str],
 ) -> AsyncIterator[tuple[NameServer, dns.asyncresolver.Resolver]]:
-    """A name server for the block, and a resolver that asks it."""
+    """Start a name server, and yield it with a resolver that queries it."""
     loop = asyncio.get_running_loop()
     names = {f"{name}.example": texts for name, texts in records.items()}
     transport, server = await loop.create_datagram_endpoint(
@@ -405,7 +405,7 @@ async def test_a_name_without_txt_records_is_an_error(name: str, why: str) -> No
             await system_txt(name, resolver=resolver)
 
 
-async def test_cancelling_a_txt_look_up_leaves_nothing() -> None:
+async def test_a_txt_look_up_can_be_cancelled() -> None:
     async with name_server() as (server, resolver):
         task = asyncio.create_task(system_txt("silent.example", resolver=resolver))
         await until(lambda: bool(server.asked))
@@ -414,7 +414,7 @@ async def test_cancelling_a_txt_look_up_leaves_nothing() -> None:
             await task
 
 
-async def test_a_roll_out_from_the_name_servers_of_the_system(
+async def test_a_percentage_is_looked_up_at_the_systems_name_servers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with name_server(share=['"50"']) as (_, resolver):

@@ -1,4 +1,4 @@
-"""What the kernel says of a datagram's destination, and what an answer needs for it."""
+"""The destination address that the kernel reports for a datagram, and how to answer from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answer_v6(local: str, interface: bytes = bytes(4)) -> Ancillary:
 
 
 @pytest.mark.parametrize(
-    ("told", "answer"),
+    ("reported", "answer"),
     [
         ([v4("192.0.2.1")], answer_v4("192.0.2.1")),
         ([v4("192.0.2.1", "192.0.2.255")], answer_v4("192.0.2.1")),
@@ -64,14 +64,14 @@ def answer_v6(local: str, interface: bytes = bytes(4)) -> Ancillary:
         "another level",
     ],
 )
-def test_an_answer_leaves_from_the_address_that_was_asked(
-    told: Ancillary, answer: Ancillary
+def test_an_answer_leaves_from_the_address_of_the_request(
+    reported: Ancillary, answer: Ancillary
 ) -> None:
-    assert AnswerSources().of(told) == answer
+    assert AnswerSources().of(reported) == answer
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         v4("0.0.0.0"),
         v4("224.0.0.1"),
@@ -80,22 +80,24 @@ def test_an_answer_leaves_from_the_address_that_was_asked(
         v6("::ffff:0.0.0.0"),
         v6("ff02::1"),
     ],
-    ids=lambda told: str(told[1]) + told[2].hex(),
+    ids=lambda reported: str(reported[1]) + reported[2].hex(),
 )
-def test_the_kernel_chooses_where_one_cannot_answer_from(told: tuple[int, int, bytes]) -> None:
-    assert AnswerSources().of([told]) == []
+def test_for_multicast_and_unspecified_addresses_the_kernel_chooses(
+    reported: tuple[int, int, bytes],
+) -> None:
+    assert AnswerSources().of([reported]) == []
 
 
-@pytest.mark.parametrize("told", ["223.255.255.255", "240.0.0.1"])
-def test_what_is_next_to_multicast_is_not(told: str) -> None:
-    assert AnswerSources().of([v4(told)]) == answer_v4(told)
+@pytest.mark.parametrize("reported", ["223.255.255.255", "240.0.0.1"])
+def test_addresses_next_to_the_multicast_range_are_unicast(reported: str) -> None:
+    assert AnswerSources().of([v4(reported)]) == answer_v4(reported)
 
 
 @pytest.mark.parametrize(
-    "told", [[], [(*V4, bytes(11))], [(*V6, bytes(19))], [(socket.IPPROTO_IP, 2, bytes(12))]]
+    "reported", [[], [(*V4, bytes(11))], [(*V6, bytes(19))], [(socket.IPPROTO_IP, 2, bytes(12))]]
 )
-def test_a_kernel_that_names_no_address(told: Ancillary) -> None:
-    assert AnswerSources().of(told) is None
+def test_without_pktinfo_there_is_no_source(reported: Ancillary) -> None:
+    assert AnswerSources().of(reported) is None
 
 
 def test_any_number_of_addresses_takes_bounded_memory() -> None:
@@ -134,7 +136,7 @@ def test_only_a_socket_for_all_addresses_gets_the_destination(
             assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO) == enabled
 
 
-def test_other_systems_choose_the_address_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pktinfo_is_not_enabled_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     with bound(socket.AF_INET, "0.0.0.0") as sock:
         monkeypatch.setattr(sys, "platform", "darwin")
         assert enable_pktinfo(sock) is False

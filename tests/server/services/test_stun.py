@@ -23,7 +23,7 @@ JUNK = bytes(40)
 
 
 def client(server: StunServer, host: str = "127.0.0.1") -> socket.socket:
-    """A connected client."""
+    """Return a socket connected to the server."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.settimeout(5)
@@ -32,20 +32,20 @@ def client(server: StunServer, host: str = "127.0.0.1") -> socket.socket:
 
 
 async def exchange(sock: socket.socket, *datagrams: bytes) -> bytes:
-    """Send all, return the first answer."""
+    """Send all datagrams, return the first answer."""
     for datagram in datagrams:
         sock.send(datagram)
     return await asyncio.to_thread(sock.recv, 2048)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Turn the loop until something is so."""
-    while not condition():  # noqa: ASYNC110 (nobody tells)
+    """Run the loop until a condition holds."""
+    while not condition():  # noqa: ASYNC110 (no event to wait for)
         await asyncio.sleep(0)
 
 
 class Serving:
-    """A server for the block."""
+    """Runs a server within an `async with` block."""
 
     def __init__(self, host: str = "127.0.0.1", sockets: list[socket.socket] | None = None) -> None:
         self.server = StunServer(stun_sockets(host, 0) if sockets is None else sockets)
@@ -71,7 +71,9 @@ async def test_a_request_is_answered() -> None:
 
 @pytest.mark.parametrize("host", ["", "::"])
 @pytest.mark.parametrize(("family", "size"), [("127.0.0.1", 32), ("::1", 44)])
-async def test_all_addresses_are_both_families(host: str, family: str, size: int) -> None:
+async def test_a_server_on_all_addresses_answers_both_families(
+    host: str, family: str, size: int
+) -> None:
     async with Serving(host) as server:
         with client(server, family) as sock:
             answer = await exchange(sock, REQUEST)
@@ -80,14 +82,14 @@ async def test_all_addresses_are_both_families(host: str, family: str, size: int
         assert (server.counters.ipv4, server.counters.ipv6) == (size == 32, size == 44)
 
 
-async def test_one_ipv6_address_is_not_all() -> None:
+async def test_a_server_on_one_ipv6_address_serves_that_one() -> None:
     async with Serving("::1") as server:
         with client(server, "::1") as sock:
             assert len(await exchange(sock, REQUEST)) == 44
         assert server.addresses[0][0] == "::1"
 
 
-async def test_what_is_no_request_is_ignored_and_counted() -> None:
+async def test_other_datagrams_are_ignored_and_counted() -> None:
     async with Serving() as server:
         with client(server) as sock:
             bad = [JUNK, b"", REQUEST[:32], REQUEST[:-1] + b"?", bytes(1472), bytes(9000)]
@@ -96,7 +98,7 @@ async def test_what_is_no_request_is_ignored_and_counted() -> None:
         assert server.counters == stun.StunCounters(success=1, ipv4=1, not_stun=len(bad))
 
 
-async def test_a_flood_takes_turns_with_others() -> None:
+async def test_a_flood_is_read_in_batches() -> None:
     async with Serving() as server:
         with client(server) as sock:
             for _ in range(3 * stun.BATCH):
@@ -109,7 +111,7 @@ async def test_a_flood_takes_turns_with_others() -> None:
         assert steps - {0} == {stun.BATCH}
 
 
-async def test_it_serves_what_it_is_given() -> None:
+async def test_inherited_sockets_are_served() -> None:
     inherited = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
     for sock in inherited:
         sock.bind(("127.0.0.1", 0))
@@ -129,14 +131,14 @@ async def test_closing_frees_the_port() -> None:
         sock.close()
 
 
-async def test_a_server_that_never_started_is_closed() -> None:
+async def test_closing_a_server_that_never_started_closes_its_sockets() -> None:
     sockets = stun_sockets("127.0.0.1", 0)
     await StunServer(sockets).aclose()
     assert sockets[0].fileno() == -1
 
 
 class Broken(socket.socket):
-    """A socket that fails when a test sets an error."""
+    """A socket that fails if an error is set."""
 
     read_error: OSError | None = None
     write_error: OSError | None = None
@@ -160,7 +162,7 @@ def broken() -> Broken:
     return sock
 
 
-async def test_a_read_error_is_survived(
+async def test_the_server_continues_after_a_read_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stun, "_PAUSE", 0.01)
@@ -184,10 +186,10 @@ async def test_a_read_error_is_survived(
     ]
 
 
-async def test_after_a_read_error_the_socket_rests_until_a_timer_or_the_end(
+async def test_after_a_read_error_the_socket_is_not_read_until_a_timer_or_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It stays readable all the time."""
+    """The socket stays readable all the time."""
     monkeypatch.setattr(stun, "_PAUSE", 1000.0)
 
     sock = broken()
@@ -230,7 +232,7 @@ async def test_answers_that_cannot_be_sent_are_counted(
     assert len([r for r in caplog.records if r.name == "pyderp.stun"]) == 1
 
 
-def test_a_taken_port_is_an_error() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -240,7 +242,7 @@ def test_a_taken_port_is_an_error() -> None:
             stun_sockets("", port)
 
 
-def test_a_second_process_may_take_over() -> None:
+def test_with_reuse_port_two_sockets_share_a_port() -> None:
     (first,) = stun_sockets("127.0.0.1", 0, reuse_port=True)
     with first:
         (second,) = stun_sockets("127.0.0.1", first.getsockname()[1], reuse_port=True)

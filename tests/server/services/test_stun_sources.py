@@ -1,4 +1,4 @@
-"""A STUN server for all addresses answers from the one that was asked; here on `lo`."""
+"""A STUN server for all addresses answers from the address of the request; here on `lo`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel
 
 
 class Watched(socket.socket):
-    """A socket whose calls can be watched and broken."""
+    """A socket that records its calls and can be made to fail."""
 
     refuses_options = False
     names_no_address = False
@@ -57,7 +57,7 @@ def watched(host: str) -> Watched:
 
 @contextmanager
 def asking(family: int = socket.AF_INET) -> Iterator[socket.socket]:
-    """A client that takes an answer from anywhere."""
+    """Yield a client that accepts an answer from any address."""
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.settimeout(20)
         sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
@@ -65,7 +65,7 @@ def asking(family: int = socket.AF_INET) -> Iterator[socket.socket]:
 
 
 async def ask(sock: socket.socket, host: str, port: int) -> tuple[bytes, str]:
-    """The answer, and where it came from."""
+    """Return the answer, and the address it came from."""
     sock.sendto(REQUEST, (host, port))
     answer, address = await asyncio.to_thread(sock.recvfrom, 2048)
     assert parse_response_untrusted(answer).tx_id == TX
@@ -75,7 +75,7 @@ async def ask(sock: socket.socket, host: str, port: int) -> tuple[bytes, str]:
 
 @linux
 @pytest.mark.parametrize("listen", ["", "0.0.0.0"], ids=["both families", "IPv4"])
-async def test_each_address_of_a_host_answers_for_itself(listen: str) -> None:
+async def test_each_address_of_a_host_answers_its_own_requests(listen: str) -> None:
     server = StunServer(stun_sockets(listen, 0))
     server.start()
     port = server.addresses[0][1]
@@ -90,7 +90,7 @@ async def test_each_address_of_a_host_answers_for_itself(listen: str) -> None:
 
 
 @linux
-async def test_ipv6_answers_as_before() -> None:
+async def test_ipv6_requests_are_answered() -> None:
     server = StunServer(stun_sockets("", 0))
     server.start()
     with asking(socket.AF_INET6) as sock:
@@ -101,7 +101,7 @@ async def test_ipv6_answers_as_before() -> None:
 
 
 @linux
-async def test_an_inherited_socket_for_all_addresses_answers_so_too() -> None:
+async def test_an_inherited_socket_for_all_addresses_answers_from_the_right_one() -> None:
     sock = watched("0.0.0.0")
     server = StunServer([sock])
     server.start()
@@ -112,7 +112,7 @@ async def test_an_inherited_socket_for_all_addresses_answers_so_too() -> None:
     await server.aclose()
 
 
-async def test_a_socket_with_one_address_stays_on_the_fast_path() -> None:
+async def test_a_socket_with_one_address_uses_recvfrom() -> None:
     sock = watched("127.0.0.1")
     server = StunServer([sock])
     server.start()
@@ -124,7 +124,7 @@ async def test_a_socket_with_one_address_stays_on_the_fast_path() -> None:
 
 
 @linux
-async def test_without_the_option_it_serves_on_and_says_so_once(
+async def test_without_pktinfo_requests_are_answered_and_a_warning_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
@@ -135,8 +135,8 @@ async def test_without_the_option_it_serves_on_and_says_so_once(
         with asking() as client:
             for _ in range(2):
                 _, source = await ask(client, "127.0.0.2", server.addresses[0][1])
-                assert source == "127.0.0.1"  # the kernel's choice, as before
-        # The kernel was not asked to name it, so nothing is missing.
+                assert source == "127.0.0.1"  # the kernel's choice
+        # Without the option no address is expected, so none counts as missing.
         assert server.counters == stun.StunCounters(success=2, ipv4=2)
         await server.aclose()
 
@@ -148,9 +148,7 @@ async def test_without_the_option_it_serves_on_and_says_so_once(
 
 
 @linux
-async def test_a_request_whose_destination_the_kernel_does_not_name_is_answered_and_counted() -> (
-    None
-):
+async def test_a_request_without_destination_address_is_answered_and_counted() -> None:
     sock = watched("0.0.0.0")
     sock.names_no_address = True
     server = StunServer([sock])
@@ -165,7 +163,7 @@ async def test_a_request_whose_destination_the_kernel_does_not_name_is_answered_
 
 
 @linux
-async def test_a_flood_to_a_socket_for_all_addresses_takes_turns_with_others() -> None:
+async def test_a_flood_to_a_socket_for_all_addresses_is_read_in_batches() -> None:
     server = StunServer(stun_sockets("", 0))
     server.start()
     with asking() as client:
@@ -181,7 +179,7 @@ async def test_a_flood_to_a_socket_for_all_addresses_takes_turns_with_others() -
 
 
 @linux
-async def test_errors_of_a_socket_for_all_addresses_are_survived(
+async def test_the_server_continues_after_errors_of_a_socket_for_all_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stun, "_PAUSE", 0.01)
@@ -208,14 +206,14 @@ async def test_errors_of_a_socket_for_all_addresses_are_survived(
     with asking() as client:
         sock.failing = "read"
         client.sendto(REQUEST, ("127.0.0.2", port))
-        while server.counters.read_error < 2:  # noqa: ASYNC110 (nobody tells)
+        while server.counters.read_error < 2:  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0)
         sock.failing = None
         answer, _ = await asyncio.to_thread(client.recvfrom, 2048)
         assert parse_response_untrusted(answer).tx_id == TX
         sock.failing = "write"
         client.sendto(REQUEST, ("127.0.0.2", port))
-        while server.counters.write_error < 1:  # noqa: ASYNC110 (nobody tells)
+        while server.counters.write_error < 1:  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0)
         _, source = await ask(client, "127.0.0.2", port)
         assert source == "127.0.0.2"

@@ -14,7 +14,7 @@ def found(view: RelayView) -> list[str]:
 
 
 def with_clients(**more: object) -> RelayView:
-    """Two connections of one key, which upstream's check trips over, and one before its login."""
+    """Return two connections of one key, which fail upstream's check, and one before its login."""
     key = NodePrivate.generate().public
     served = [FakeServed(client(1, key=key)), FakeServed(client(2, key=key)), FakeServed()]
     view = bare(*served, **more)
@@ -24,7 +24,7 @@ def with_clients(**more: object) -> RelayView:
     return view
 
 
-def test_all_is_well_with_duplicates() -> None:
+def test_duplicates_are_no_problem() -> None:
     assert found(with_clients()) == []
 
 
@@ -40,7 +40,7 @@ def test_a_login_without_a_socket_is_reported() -> None:
     assert found(view) == ["connections = 3 != 2 sockets are logged in"]
 
 
-def test_admission_that_lets_this_machine_in_is_well() -> None:
+def test_admission_that_allows_this_machine_is_no_problem() -> None:
     assert found(with_clients(admission=FakeAdmission())) == []
 
 

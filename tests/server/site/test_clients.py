@@ -19,7 +19,7 @@ from pyderp.server.site.clientquery import SORTS
 from pyderp.server.site.view import Access, RelayView
 from pyderp.wire.http import Response, StreamedResponse
 
-from .world import NOON, STRANGER, ask, bare, client, settle, site
+from .world import NOON, OUTSIDER, ask, bare, client, settle, site
 
 ROW = re.compile(r"<tr>\s*<td>(\d+)</td>")
 NEXT = re.compile(r'<a href="([^"]*)">Next page</a>')
@@ -87,7 +87,7 @@ PEERS = [
 
 
 def crowd() -> Relay:
-    """Nine connections of five keys; of all that one can sort by, some have the same."""
+    """Return a relay with nine connections of five keys; for each sort order some are equal."""
     relay = Relay()
     keys = [NodePrivate.generate().public for _ in range(5)]
     for i, peer in enumerate(PEERS):
@@ -116,14 +116,14 @@ def expected(relay: Relay, order: str) -> list[int]:
 
 
 def _by_ip(connection: Connection) -> int:
-    """Unknown ones, then IPv4, then IPv6; each by value, then by port."""
+    """Order unknown addresses, then IPv4, then IPv6; each by value, then by port."""
     order = ["", "9.0.0.1", "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2", "fe80::1%eth0"]
     return order.index(connection.peer[0]) * 10**5 + connection.peer[1]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 8, 9, 10, 100])
 @pytest.mark.parametrize("order", [sign + sort for sort in SORTS for sign in ("", "-")])
-def test_the_links_lead_to_every_connection_once_and_in_order(order: str, limit: int) -> None:
+def test_next_links_reach_every_connection_once_and_in_order(order: str, limit: int) -> None:
     relay = crowd()
     query = f"?all&sort={order}&limit={limit}"
     for pages in (list(relay.pages_as_json(query)), list(relay.pages_as_html(query))):
@@ -132,7 +132,7 @@ def test_the_links_lead_to_every_connection_once_and_in_order(order: str, limit:
         assert len(pages) == -(-len(PEERS) // limit)
 
 
-def test_the_order_is_by_key_and_a_page_has_a_hundred() -> None:
+def test_the_default_is_a_hundred_per_page_in_order_of_keys() -> None:
     relay = Relay()
     for _ in range(230):
         relay.add()
@@ -140,15 +140,15 @@ def test_the_order_is_by_key_and_a_page_has_a_hundred() -> None:
     assert joined(relay.pages_as_json("?all")) == expected(relay, "key")
 
 
-def test_a_thousand_is_the_most_on_a_page() -> None:
+def test_a_page_has_a_thousand_connections_at_most() -> None:
     relay = Relay()
     for _ in range(1001):
         relay.add()
     assert list(map(len, relay.pages_as_json("?all&limit=5000"))) == [1000, 1]
 
 
-def test_a_walk_by_time_survives_clocks_that_drift_apart() -> None:
-    """Wall clock and monotonic clock are never read in the same instant."""
+def test_paging_by_time_is_complete_while_the_clocks_drift_apart() -> None:
+    """Wall clock and monotonic clock are never read at the same instant."""
     drift = iter(range(1000))
     view = bare(wall=lambda: NOON.timestamp() + 1e-4 * (next(drift) * 7919 % 13))
     relay = Relay(view)
@@ -158,7 +158,7 @@ def test_a_walk_by_time_survives_clocks_that_drift_apart() -> None:
         assert sorted(joined(relay.pages_as_json(query))) == list(range(1, 13))
 
 
-def test_times_follow_a_clock_that_was_set() -> None:
+def test_times_follow_a_change_of_the_wall_clock() -> None:
     now = [NOON.timestamp()]
     relay = Relay(bare(wall=lambda: now[0]))
     relay.add(connected_at=940.0)
@@ -187,13 +187,13 @@ def test_times_follow_a_clock_that_was_set() -> None:
         ("?all&ip=&cidr=&key=", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
     ],
 )
-def test_addresses_filter(query: str, found: list[int]) -> None:
+def test_connections_are_filtered_by_address(query: str, found: list[int]) -> None:
     page = crowd().json(query + "&sort=conn")
     assert [row["connNum"] for row in page["clients"]] == found
     assert (page["conns"], page["remaining"]) == (len(found), 0)
 
 
-def test_a_key_has_its_connections_and_the_zero_key_none() -> None:
+def test_connections_are_filtered_by_key_and_the_zero_key_has_none() -> None:
     relay = crowd()
     key = relay.clients[0].public
     page = relay.json(f"?key={key}&sort=conn")
@@ -210,7 +210,7 @@ def test_a_key_has_its_connections_and_the_zero_key_none() -> None:
     }
 
 
-def test_programs_filter_and_narrow() -> None:
+def test_connections_are_filtered_by_app_name() -> None:
     relay = Relay()
     for app in ("one", "two", "", "one"):
         relay.add(("10.0.0.1" if len(relay.clients) < 2 else "10.0.0.2", 1), app_name=app)
@@ -241,14 +241,14 @@ def test_programs_filter_and_narrow() -> None:
         ("afterconn=nothing&sort=conn", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
     ],
 )
-def test_cursors_by_hand(cursor: str, found: list[int]) -> None:
+def test_cursors_may_be_written_by_hand(cursor: str, found: list[int]) -> None:
     relay = crowd()
     page = relay.json("?all&" + cursor)
     assert [row["connNum"] for row in page["clients"]] == found
     assert (page["conns"], page["keys"]) == (9, 5)  # of the filter, not of the page
 
 
-def test_a_key_alone_skips_all_its_connections() -> None:
+def test_a_key_as_cursor_skips_all_its_connections() -> None:
     relay = crowd()
     key = sorted(c.key for c in relay.clients)[4]
     after = next(c.public for c in relay.clients if c.key == key)
@@ -310,14 +310,14 @@ def test_a_key_alone_skips_all_its_connections() -> None:
         ),
     ],
 )
-def test_a_question_that_makes_no_sense_is_refused(query: str, text: str) -> None:
+def test_an_invalid_query_is_refused(query: str, text: str) -> None:
     response = crowd().get(query)
     assert response.status == 400
     assert response.body.decode() == text + "\n"
     assert dict(response.headers)["Content-Type"] == "text/plain; charset=utf-8"
 
 
-def test_a_connection_is_described() -> None:
+def test_a_connection_is_listed_with_all_its_fields() -> None:
     relay = Relay()
     key = NodePrivate.generate().public
     first = relay.add(
@@ -381,18 +381,18 @@ def test_a_requester_with_the_key_has_it_in_all_links() -> None:
     for _ in range(3):
         relay.add(("10.0.0.1", 1), app_name="x")
     secret = "debugkey=a%22%26b"
-    index = relay.get(f"?{secret}", remote=STRANGER).body.decode()
+    index = relay.get(f"?{secret}", remote=OUTSIDER).body.decode()
     assert index.count('name="debugkey" value="a&quot;&amp;b"') == 5
-    html = relay.get(f"?all&limit=1&{secret}", remote=STRANGER).body.decode()
+    html = relay.get(f"?all&limit=1&{secret}", remote=OUTSIDER).body.decode()
     links = re.findall('href="(.*?)"', html)
     assert len(links) > 10
     assert all(secret in link for link in links)
-    page = json.loads(relay.get(f"?all&limit=1&format=json&{secret}", remote=STRANGER).body)
+    page = json.loads(relay.get(f"?all&limit=1&format=json&{secret}", remote=OUTSIDER).body)
     assert f"&{secret}&" in page["next"]
-    assert relay.get("?all", remote=STRANGER).status == 403
+    assert relay.get("?all", remote=OUTSIDER).status == 403
 
 
-def test_others_are_served_while_many_are_listed() -> None:
+def test_the_loop_runs_other_tasks_while_many_connections_are_listed() -> None:
     relay = Relay()
     for _ in range(5000):
         relay.add(("10.0.0.1", 1))
@@ -415,11 +415,11 @@ def test_others_are_served_while_many_are_listed() -> None:
         assert len(ROW.findall(body.decode())) == 1000
         return turns
 
-    # 100 slices of those that are looked at, 20 of those that are shown
+    # 100 slices of the connections that are filtered, 20 of those that are shown
     assert asyncio.run(main()) >= 120
 
 
-def test_a_connection_may_leave_while_it_is_listed() -> None:
+def test_a_connection_may_end_while_it_is_listed() -> None:
     relay = Relay()
     for _ in range(120):
         relay.add()
@@ -437,5 +437,5 @@ def test_a_connection_may_leave_while_it_is_listed() -> None:
 
     page = json.loads(asyncio.run(main()))
     assert [row["connNum"] for row in page["clients"]] == list(range(1, 101))
-    # Those that left no longer get packets for their key.
+    # Connections that ended are no longer active for their key.
     assert [row["active"] for row in page["clients"]] == [False] * 60 + [True] * 40

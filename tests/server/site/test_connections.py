@@ -24,7 +24,7 @@ async def joined(view: RelayView) -> tuple[str, str]:
 
 
 def show(view: RelayView) -> tuple[str, list[dict[str, Any]]]:
-    """The table, and the same as JSON."""
+    """Return the table, and the rows of the JSON."""
     html, data = asyncio.run(joined(view))
     return html, json.loads(data)
 
@@ -36,7 +36,7 @@ def test_without_clients_the_table_is_empty() -> None:
     assert '<a href="?format=json">' in html
 
 
-def test_a_connection_is_described() -> None:
+def test_a_connection_is_listed_with_all_its_fields() -> None:
     key = NodePrivate.generate().public
     connection = client(
         7, key=key, peer=("2001:db8::1", 4711), connected_at=940.0, app_name="tailscaled"
@@ -57,7 +57,7 @@ def test_a_connection_is_described() -> None:
         "key": str(key),
         "label": "laptop",
         "address": "[2001:db8::1]:4711",
-        # the router's clock says 1000, it is noon, and the login was a minute ago
+        # the router's clock is 1000 at noon, and the login was a minute before
         "since": "2030-01-01T11:59:00+00:00",
         "app": "tailscaled",
         "flags": [],
@@ -94,7 +94,7 @@ def test_an_unknown_address_is_empty() -> None:
     assert row["over"] == "plain"
 
 
-def test_what_a_client_says_of_itself_is_harmless() -> None:
+def test_an_app_name_is_escaped() -> None:
     connection = client(app_name="<script>\n\x1b[31m\u202e")
     html, (row,) = show(bare(FakeServed(connection)))
     assert "<script>" not in html
@@ -123,14 +123,14 @@ def test_labels_are_escaped() -> None:
     assert "<td>&lt;i&gt;&amp;</td>" in html
 
 
-def test_the_oldest_comes_first() -> None:
+def test_the_oldest_connection_comes_first() -> None:
     served = [FakeServed(client(number)) for number in (30, 10, 20)]
     html, rows = show(bare(*served, FakeServed()))
     assert [row["number"] for row in rows] == [10, 20, 30]
     assert "3 connections are logged in" in html
 
 
-def test_others_are_served_while_ten_thousand_are_listed() -> None:
+def test_the_loop_runs_other_tasks_while_ten_thousand_are_listed() -> None:
     served = [FakeServed(client(number)) for number in range(10_000)]
     view = bare(*served)
 
@@ -159,7 +159,7 @@ def test_others_are_served_while_ten_thousand_are_listed() -> None:
     assert longest < 0.5
 
 
-def test_a_reader_may_leave_in_the_middle() -> None:
+def test_a_reader_may_stop_in_the_middle() -> None:
     served = [FakeServed(client(number)) for number in range(300)]
 
     async def main() -> None:

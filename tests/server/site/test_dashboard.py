@@ -1,4 +1,4 @@
-"""The dashboard in ``contrib``: what it asks for is there."""
+"""The dashboard in ``contrib``: the metrics and labels that it queries exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .world import FakeServed, full
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "contrib" / "grafana" / "pyderp.json"
 EVERYWHERE = {"job", "instance"}
-"""Labels that Prometheus gives to all."""
+"""Labels that Prometheus adds to all metrics."""
 
 METRIC = re.compile(r"\b([a-z]\w*)\{")
 
@@ -30,7 +30,7 @@ def dashboard() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def labels() -> dict[str, set[str]]:
-    """The metrics of a relay with everything on, each with its labels."""
+    """Return the metrics of a relay with everything on, each with its labels."""
     view = full(FakeServed(tls_version="1.3"))
     view.router.counters.tcp_rtt["10ms"] = 1
     text = asyncio.run(metrics_text(view)).decode()
@@ -56,7 +56,7 @@ def test_every_metric_exists(dashboard: dict[str, Any], labels: dict[str, set[st
     assert asked <= set(labels)
 
 
-def test_every_question_names_a_metric_of_the_chosen_relays(dashboard: dict[str, Any]) -> None:
+def test_every_query_selects_the_chosen_relays(dashboard: dict[str, Any]) -> None:
     for expr, _ in targets(dashboard):
         names = METRIC.findall(expr)
         assert names
@@ -71,7 +71,7 @@ def test_every_label_exists(dashboard: dict[str, Any], labels: dict[str, set[str
         assert set(grouped) <= known
         shown = set(re.findall(r"\{\{(\w+)\}\}", legend))
         assert shown <= known
-        # What was summed up has only the labels that it was summed up by.
+        # A sum has only the labels that it is grouped by.
         assert not expr.startswith(("sum(", "min(")) or not shown
         assert not grouped or shown == set(grouped)
 
@@ -83,12 +83,12 @@ def test_counters_are_shown_as_rates_and_gauges_are_not(dashboard: dict[str, Any
         for name in METRIC.findall(expr):
             rated = f"rate({name}{{" in expr
             if name == "derper_tls_request_version":
-                assert rated  # derper forgot its type
+                assert rated  # derper exports this counter without a type
             elif name != "uptime_sec":
                 assert rated == (types[name] == "counter"), name
 
 
-def test_panels_have_names_and_places_of_their_own(dashboard: dict[str, Any]) -> None:
+def test_panels_have_unique_titles_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
     panels = dashboard["panels"]
     for what in ("id", "title"):
         values = [panel[what] for panel in panels]

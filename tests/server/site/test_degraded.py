@@ -1,4 +1,4 @@
-"""What does not work is said alike on the page, in the check and in the metrics."""
+"""The debug page, the check and the metrics report the same troubles."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_each_trouble_is_shown_everywhere(case: str) -> None:
 
 
 def test_the_check_has_a_line_for_each_trouble() -> None:
-    """The texts themselves have commas and semicolons."""
+    """Not separated by commas or semicolons: the texts contain these."""
     parts = CASES["a certificate that was asked for"][0] | CASES["a controller that is down"][0]
     view = bare(config=RelayConfig(tls=ManualTLS(certdir=Path("unused"), hostname=NAME)), **parts)
     assert get(view, "/debug/check").body.decode().splitlines() == [
@@ -135,9 +135,9 @@ def test_a_relay_that_works_is_not_degraded() -> None:
     assert troubles(view) == []
     assert get(view, "/debug/check").status == 200
     assert "DEGRADED" not in get(view, "/debug/").body.decode()
-    told = [line for line in scrape(view).splitlines() if line.startswith("pyderp_degraded{")]
-    assert told
-    assert all(line.endswith(" 0") for line in told)
+    gauges = [line for line in scrape(view).splitlines() if line.startswith("pyderp_degraded{")]
+    assert gauges
+    assert all(line.endswith(" 0") for line in gauges)
 
 
 def test_each_certificate_has_metrics_of_its_own() -> None:
@@ -155,6 +155,6 @@ def test_each_certificate_has_metrics_of_its_own() -> None:
         assert f"\n{line}\n" in text
 
 
-def test_the_page_says_that_admission_is_in_trouble() -> None:
+def test_the_page_says_that_admission_has_a_trouble() -> None:
     body = get(bare(admission=failing_open()), "/debug/").body.decode()
     assert "checked by key file, local tailscaled; IN TROUBLE, see above<" in body

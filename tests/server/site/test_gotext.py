@@ -1,4 +1,4 @@
-"""Go's forms of numbers, durations, addresses and quoted text."""
+"""Go's formats of numbers, durations, addresses and quoted text."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_text_is_quoted(text: str, quoted: str) -> None:
         ("2562047h47m16.854775807s", 2**63 - 1),
     ],
 )
-def test_durations_are_read(text: str, nanoseconds: int) -> None:
+def test_durations_are_parsed(text: str, nanoseconds: int) -> None:
     assert gotext.parse_duration(text) == nanoseconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "-", "+", "5", "s", ".s", "1 s", "1h x", "1d", "--1s", "9" * 9000 + "h", "1S"]
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         gotext.parse_duration(text)
 
@@ -70,7 +70,7 @@ def test_durations_are_written(seconds: int, text: str) -> None:
         ("0" * 9000, False, 0),
     ],
 )
-def test_numbers_have_64_bits(text: str, signed: bool, value: int) -> None:
+def test_integers_have_64_bits(text: str, signed: bool, value: int) -> None:
     assert gotext.parse_integer(text, signed=signed) == value
 
 
@@ -87,7 +87,7 @@ def test_numbers_have_64_bits(text: str, signed: bool, value: int) -> None:
         ("1\n", True, "invalid syntax"),
     ],
 )
-def test_other_numbers_are_refused(text: str, signed: bool, why: str) -> None:
+def test_invalid_integers_are_refused(text: str, signed: bool, why: str) -> None:
     with pytest.raises(ValueError, match=f"parsing .*: {why}"):
         gotext.parse_integer(text, signed=signed)
 
@@ -115,7 +115,7 @@ def test_addresses_are_written(address: str, text: str) -> None:
         ("[fe80::1%eth0]:5", ("fe80::1%eth0", 5)),
     ],
 )
-def test_an_address_with_its_port_is_read(text: str, pair: tuple[str, int]) -> None:
+def test_an_address_with_a_port_is_parsed(text: str, pair: tuple[str, int]) -> None:
     assert gotext.parse_address_port(text) == (ip_address(pair[0]), pair[1])
 
 
@@ -141,7 +141,7 @@ def test_an_address_with_its_port_is_read(text: str, pair: tuple[str, int]) -> N
         ("a:80", 'ParseAddr("a"): unable to parse IP'),
     ],
 )
-def test_other_pairs_are_refused(text: str, why: str) -> None:
+def test_an_invalid_address_with_port_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=re.escape(why) + "$"):
         gotext.parse_address_port(text)
 
@@ -161,7 +161,7 @@ def test_other_pairs_are_refused(text: str, why: str) -> None:
         ("1.2.3", "IPv4 address too short"),
     ],
 )
-def test_what_is_no_address_is_refused_in_the_words_of_go(text: str, why: str) -> None:
+def test_an_invalid_address_is_refused_with_the_text_of_go(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=r"^ParseAddr") as caught:
         gotext.parse_address(text)
     assert str(caught.value) == f'ParseAddr("{text}"): {why}'
@@ -177,12 +177,12 @@ def test_what_is_no_address_is_refused_in_the_words_of_go(text: str, why: str) -
         ("192.0.2.1/33", "prefix length out of range"),
     ],
 )
-def test_what_is_no_network_is_refused_in_the_words_of_go(text: str, why: str) -> None:
+def test_an_invalid_network_is_refused_with_the_text_of_go(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=r"^netip\.ParsePrefix") as caught:
         gotext.parse_network(text)
     assert str(caught.value) == f'netip.ParsePrefix("{text}"): {why}'
 
 
-def test_a_network_has_no_bits_behind_its_prefix() -> None:
+def test_bits_behind_the_prefix_of_a_network_are_cleared() -> None:
     assert gotext.parse_network("192.0.2.77/24") == (ip_address("192.0.2.0"), 24)
     assert gotext.parse_network("2001:db8::1/0") == (ip_address("::"), 0)

@@ -6,7 +6,7 @@ from pyderp.server.site.routes import home_page
 from pyderp.wire.http import BROWSER_HEADERS
 
 
-def test_a_page_says_what_this_is() -> None:
+def test_the_home_page_says_that_this_is_a_derp_relay() -> None:
     response = home_page("", derp=True, debug=False)
     assert response.status == 200
     assert response.headers == [("Content-Type", "text/html; charset=utf-8"), *BROWSER_HEADERS]
@@ -15,7 +15,7 @@ def test_a_page_says_what_this_is() -> None:
     assert b"switched off" not in response.body
 
 
-def test_with_all_options_on_the_page_shows_each() -> None:
+def test_the_home_page_shows_each_option() -> None:
     body = home_page("", derp=False, debug=True).body
     assert b"Relaying is switched off here" in body
     assert b'<a href="/debug/">' in body
@@ -29,7 +29,7 @@ def test_a_blank_page_is_empty() -> None:
 
 
 @pytest.mark.parametrize("url", ["https://example.com/", "http://example.com/a?b=c"])
-def test_another_page_is_a_redirect(url: str) -> None:
+def test_a_url_as_home_is_a_redirect(url: str) -> None:
     response = home_page(url, derp=True, debug=True)
     assert response.status == 302
     assert dict(response.headers)["Location"] == url

@@ -21,25 +21,25 @@ def types(text: str) -> dict[str, str]:
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
 
 
-def test_a_scrape_is_readable_by_prometheus_and_complete() -> None:
+def test_prometheus_can_parse_a_scrape_completely() -> None:
     text = scrape(full())
     families = list(text_string_to_metric_families(text))
     assert len(families) == len(types(text))
-    # Its own reader, too, gives every counter a name that ends in "_total".
+    # Prometheus's parser adds "_total" to the name of every counter.
     samples = {s.name.removesuffix("_total") for family in families for s in family.samples}
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert {re.split(r"[{ ]", line)[0].removesuffix("_total") for line in lines} == samples
     assert text.endswith("\n")
 
 
-def test_the_relays_and_the_process_metrics_come_in_one_scrape() -> None:
+def test_a_scrape_has_the_metrics_of_relay_and_process() -> None:
     text = scrape(bare())
     assert types(text)["derp_accepts"] == "counter"
     assert types(text)["process_cpu_seconds_total"] == "counter"
     assert types(text)["process_resident_memory_bytes"] == "gauge"
 
 
-def test_every_metric_stands_there_once() -> None:
+def test_every_metric_occurs_once() -> None:
     text = scrape(full())
     names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
     assert len(names) == len(set(names))
@@ -47,7 +47,7 @@ def test_every_metric_stands_there_once() -> None:
     assert len(series) == len(set(series))
 
 
-def test_counters_keep_their_names() -> None:
+def test_names_of_counters_get_no_suffix() -> None:
     view = bare()
     view.router.counters.derp_accepts = 5
     text = scrape(view)
@@ -55,13 +55,13 @@ def test_counters_keep_their_names() -> None:
     assert "derp_accepts_total" not in text
 
 
-def test_large_counters_lose_no_digit() -> None:
+def test_large_counters_keep_all_digits() -> None:
     view = bare()
     view.router.counters.bytes_sent = 2**60 + 1
     assert f"\nderp_bytes_sent {2**60 + 1}\n" in scrape(view)
 
 
-def test_gauges_lose_their_prefix() -> None:
+def test_the_gauge_prefix_is_removed() -> None:
     view = bare()
     view.router.login(client())
     text = scrape(view)
@@ -94,7 +94,7 @@ def test_a_metric_without_samples_still_has_a_type() -> None:
     assert types(scrape(bare()))["derp_tcp_rtt"] == "counter"
 
 
-def test_what_has_no_type_is_untyped() -> None:
+def test_a_metric_without_a_type_is_untyped() -> None:
     assert types(scrape(bare()))["derp_average_queue_duration_ms"] == "untyped"
 
 
@@ -107,7 +107,7 @@ def test_text_is_escaped() -> None:
     assert family.samples[0].labels == {"l": 'a\\b\n"c"'}
 
 
-def test_a_system_without_proc_tells_less_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_some_process_metrics_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise FileNotFoundError
 
@@ -117,7 +117,9 @@ def test_a_system_without_proc_tells_less_of_the_process(monkeypatch: pytest.Mon
     assert "process_virtual_memory_max_bytes" in text
 
 
-def test_a_system_that_counts_no_bytes_gets_no_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_byte_counts_of_the_system_there_are_no_network_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pyderp.server.site.metrics.network_bytes", lambda: None)
     text = scrape(bare())
     assert "process_network" not in text

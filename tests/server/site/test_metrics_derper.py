@@ -23,7 +23,7 @@ class Elsewhere:
         return None
 
 
-def test_keys_count_once_wherever_they_are() -> None:
+def test_a_key_here_and_on_another_relay_is_counted_once() -> None:
     view = bare()
     here = client()
     view.router.login(here)
@@ -38,7 +38,7 @@ def test_keys_count_once_wherever_they_are() -> None:
     assert values["derp_clients_total"] == 5
 
 
-def test_duplicates_count_by_key_and_by_connection() -> None:
+def test_duplicates_are_counted_by_key_and_by_connection() -> None:
     view = bare()
     key = NodePrivate.generate().public
     for number in (1, 2, 3):
@@ -52,14 +52,14 @@ def test_duplicates_count_by_key_and_by_connection() -> None:
     assert values["derp_total_dup_client_conns"] == 2
 
 
-def test_packets_count_by_kind() -> None:
+def test_packets_are_counted_by_kind() -> None:
     view = bare()
     view.router.counters.packets_received = 10
     view.router.counters.disco_received = 4
     assert gather(view)["derp_packets_received_kind"] == {("disco",): 4, ("other",): 6}
 
 
-def test_drops_have_all_reasons_from_the_start_and_the_mesh_ones() -> None:
+def test_drops_have_all_reasons_from_the_start() -> None:
     drops = gather(bare())["derp_packets_dropped"]
     assert set(drops) == {(r.value, kind) for r in DropReason for kind in ("disco", "other")}
     assert list(drops) == sorted(drops)
@@ -80,14 +80,14 @@ def test_no_limit_is_zero() -> None:
     assert values["derp_rate_limit_per_client_burst_bytes"] == 0
 
 
-def test_parts_that_are_off_count_nothing() -> None:
+def test_metrics_of_disabled_parts_are_zero() -> None:
     values = gather(bare())
     assert set(values["stun_requests"].values()) == {0}
     assert values["tls_listener_accepted_connections"] == 0
     assert values["bootstrap_dns_requests"] == 0
 
 
-def test_connections_count_by_tls_version() -> None:
+def test_connections_are_counted_by_tls_version() -> None:
     served = [FakeServed(tls_version=version) for version in ("1.3", "", "1.2", "1.3")]
     assert gather(bare(*served))["derper_tls_active_version"] == {("1.2",): 1, ("1.3",): 2}
 
@@ -105,5 +105,5 @@ def test_the_age_of_the_relay_is_in_whole_seconds() -> None:
     assert values["process_start_unix_time"] == int(start)
 
 
-def test_a_clock_that_went_back_gives_no_negative_age() -> None:
+def test_the_age_is_never_negative() -> None:
     assert gather(bare(started=NOON.timestamp() + 10))["uptime_sec"] == 0

@@ -15,7 +15,7 @@ def gather(view: RelayView) -> dict[str, Any]:
     return {series.name: series.value for series in own_series(view)}
 
 
-def test_names_begin_with_ours() -> None:
+def test_all_names_begin_with_pyderp() -> None:
     assert all(name.startswith("pyderp_") for name in gather(full()))
 
 
@@ -24,7 +24,7 @@ def test_counters_end_in_total_and_gauges_do_not() -> None:
         assert (series.kind == "counter") == series.name.endswith("_total")
 
 
-def test_parts_that_are_off_are_missing() -> None:
+def test_metrics_of_disabled_parts_are_missing() -> None:
     assert set(gather(bare())) == {
         "pyderp_connections",
         "pyderp_connections_ended_total",
@@ -53,7 +53,7 @@ def test_each_part_is_counted() -> None:
     assert values["pyderp_admission_failed_open_total"] == 1
 
 
-def test_of_two_certificates_for_a_name_the_first_to_expire_counts() -> None:
+def test_of_several_certificates_for_a_name_the_first_to_expire_is_shown() -> None:
     def until(days: int, *names: str) -> CertificateInfo:
         return CertificateInfo(names, NOON, NOON + timedelta(days=days))
 

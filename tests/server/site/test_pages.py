@@ -14,7 +14,7 @@ from pyderp.wire.http import BROWSER_HEADERS, Response, StreamedResponse
 
 from .world import (
     NOON,
-    STRANGER,
+    OUTSIDER,
     FakeAdmission,
     FakeLink,
     FakeMesh,
@@ -37,29 +37,29 @@ def text(target: str = "/debug/", **more: Any) -> str:
     return get(full(**more), target).body.decode()
 
 
-def test_the_index_is_one_directory_down() -> None:
+def test_debug_redirects_to_the_index() -> None:
     response = get(bare(), "/debug")
     assert response.status == 307
     assert response.headers == [("Location", "/debug/"), NO_STORE]
 
 
-def test_the_way_to_the_index_keeps_the_key() -> None:
-    response = get(bare(), "/debug?debugkey=tomato", remote=STRANGER)
+def test_the_redirect_to_the_index_keeps_the_key() -> None:
+    response = get(bare(), "/debug?debugkey=tomato", remote=OUTSIDER)
     assert response.headers == [("Location", "/debug/?debugkey=tomato"), NO_STORE]
 
 
 @pytest.mark.parametrize(
     "target", ["/debug/clients", "/debug/clients?all&debugkey=tomato", "/debug/clients?"]
 )
-def test_the_clients_are_one_directory_down(target: str) -> None:
-    response = get(bare(), target, remote=STRANGER)
+def test_debug_clients_redirects_to_its_folder(target: str) -> None:
+    response = get(bare(), target, remote=OUTSIDER)
     assert response.status == 307
     path, mark, query = target.partition("?")
     location = ("Location", f"{path}/{mark}{query}")
     assert response.headers == [location, ("Cache-Control", "no-store")]
 
 
-def test_whatever_stands_below_the_clients_is_the_same_page() -> None:
+def test_every_path_below_debug_clients_is_the_same_page() -> None:
     for path in ("", "x", "x/y", "..x"):
         body = get(bare(), f"/debug/clients/{path}?all&format=json").body
         assert json.loads(body)["query"] == "all clients"
@@ -67,15 +67,15 @@ def test_whatever_stands_below_the_clients_is_the_same_page() -> None:
 
 
 @pytest.mark.parametrize("page", ["", *SUB_PAGES, "clients/?all", "clients/?ip=x", "nonsense"])
-def test_other_requesters_see_nothing(page: str) -> None:
-    response = get(full(), f"/debug/{page}", remote=STRANGER)
+def test_other_addresses_are_refused(page: str) -> None:
+    response = get(full(), f"/debug/{page}", remote=OUTSIDER)
     assert response.status == 403
     assert response.body == b"debug access denied\n"
 
 
 @pytest.mark.parametrize("page", ["", *SUB_PAGES])
 @pytest.mark.parametrize("remote", ["127.0.0.1", "100.100.100.100"])
-def test_this_machine_and_tailscale_addresses_see_all(page: str, remote: str) -> None:
+def test_this_machine_and_tailscale_addresses_see_every_page(page: str, remote: str) -> None:
     view = full(mesh=FakeMesh(FakeLink("relay-b.example.com")))
     answer = site(view).answer(ask(f"/debug/{page}", remote=remote))
     if isinstance(answer, StreamedResponse):
@@ -88,7 +88,7 @@ def test_this_machine_and_tailscale_addresses_see_all(page: str, remote: str) ->
 
 
 def test_with_dev_the_refusal_says_how_to_permit_access() -> None:
-    response = get(full(config=RelayConfig(dev=True)), "/debug/varz", remote=STRANGER)
+    response = get(full(config=RelayConfig(dev=True)), "/debug/varz", remote=OUTSIDER)
     assert b"set TS_ALLOW_DEBUG_IP=8.8.8.8" in response.body
 
 
@@ -101,7 +101,7 @@ def test_other_pages_are_not_found(path: str) -> None:
     assert response.body == b"404 page not found\n"
 
 
-def test_the_index_has_the_headers_for_browsers() -> None:
+def test_the_index_has_the_browser_headers() -> None:
     assert get(full(), "/debug/").headers == [
         ("Content-Type", "text/html; charset=utf-8"),
         *BROWSER_HEADERS,
@@ -112,7 +112,7 @@ def test_the_index_has_the_headers_for_browsers() -> None:
 @pytest.mark.parametrize(
     "page", ["vars", "varz", "check", "connections", "clients/", "clients/?all", "clients/?ip=x"]
 )
-def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
+def test_sub_pages_may_have_inline_styles(page: str) -> None:
     headers = dict(get(bare(), f"/debug/{page}").headers)
     assert headers.pop("Content-Security-Policy") == f"{POLICY}; style-src 'self' 'unsafe-inline'"
     assert headers.pop("Content-Type")
@@ -122,8 +122,8 @@ def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["", "/", *(f"/{name}" for name in SUB_PAGES)])
 @pytest.mark.parametrize("query", ["", "?debugkey=tomato"])
-def test_no_page_is_kept_by_a_browser_or_a_proxy(page: str, query: str) -> None:
-    """Its links may have the key, and its content is for the requester only."""
+def test_no_page_may_be_cached(page: str, query: str) -> None:
+    """Its links may contain the key, and its content is only for those with access."""
     view = full(access=Access(DebugAccess(key="tomato")))
     answer = site(view).answer(ask(f"/debug{page}{query}"))
     if isinstance(answer, StreamedResponse):
@@ -155,7 +155,7 @@ def test_the_index_shows_a_link_with_one_client_in_the_singular() -> None:
     assert "relay-b.example.com: up since 2030-01-01T12:00:00+00:00, 1 client<" in body
 
 
-def test_the_index_shows_what_the_relay_is() -> None:
+def test_the_index_shows_the_configuration_of_the_relay() -> None:
     body = text(started=NOON.timestamp() - 3 * 86400 - 61)
     assert "<title>pyderp debug</title>" in body
     for line in (
@@ -173,7 +173,7 @@ def test_the_index_shows_what_the_relay_is() -> None:
         assert line in body
 
 
-def test_the_index_of_a_bare_relay_shows_what_is_off() -> None:
+def test_the_index_of_a_bare_relay_shows_the_disabled_parts() -> None:
     body = get(bare(), "/debug/").body.decode()
     for line in (
         "<b>TLS hostname:</b> none<",
@@ -186,7 +186,7 @@ def test_the_index_of_a_bare_relay_shows_what_is_off() -> None:
     assert "Mesh link" not in body
 
 
-def test_the_index_is_live() -> None:
+def test_the_index_shows_current_values() -> None:
     view = bare()
     debug = site(view)
     for expected in (0, 1, 2):
@@ -201,24 +201,24 @@ def test_an_expired_certificate_is_shown_as_such() -> None:
     assert "a.example; EXPIRED 2005-05-" in text(certificates=lambda: [past])
 
 
-def test_what_configurations_say_is_escaped() -> None:
+def test_values_on_the_index_are_escaped() -> None:
     assert "<b>Version:</b> &lt;1&gt;" in text(version="<1>")
 
 
 def test_a_requester_with_the_key_has_it_in_the_links() -> None:
     view = bare(access=Access(DebugAccess(key='a"&b')))
-    response = get(view, "/debug/?debugkey=a%22%26b", remote=STRANGER)
+    response = get(view, "/debug/?debugkey=a%22%26b", remote=OUTSIDER)
     assert response.status == 200
     assert b'<a href="/debug/varz?debugkey=a%22%26b">/debug/varz</a>' in response.body
 
 
-def test_the_check_says_okay_in_upstreams_words() -> None:
+def test_a_good_check_has_the_text_of_upstream() -> None:
     response = get(bare(), "/debug/check")
     assert response.status == 200
     assert response.body == b"derp.Server ConsistencyCheck okay"
 
 
-def test_the_check_says_all_that_is_wrong() -> None:
+def test_the_check_lists_all_problems() -> None:
     view = bare(admission=FakeAdmission("tailscaled is away"))
     view.router.registry.size = 1
     response = get(view, "/debug/check")
@@ -238,7 +238,7 @@ def test_metrics_are_text_or_json() -> None:
     assert json.loads(everything.body)["derp"]["accepts"] == 0
 
 
-def test_metrics_may_be_asked_for_again() -> None:
+def test_each_request_for_metrics_gets_current_values() -> None:
     view = bare()
     debug = site(view)
     bodies = []

@@ -47,14 +47,14 @@ def test_a_probe_by_another_method_is_refused_without_cors(method: str) -> None:
     assert "Access-Control-Allow-Origin" not in dict(response.headers)
 
 
-def test_home_is_a_page_for_browsers() -> None:
+def test_the_home_page_has_the_browser_headers() -> None:
     response = answer(ROUTES, ask("/"))
     assert response.status == 200
     assert dict(response.headers) == {"Content-Type": "text/html; charset=utf-8", **BROWSER}
     assert b"DERP" in response.body
 
 
-def test_robots_are_sent_away() -> None:
+def test_robots_txt_excludes_everything() -> None:
     response = answer(ROUTES, ask("/robots.txt"))
     assert response.status == 200
     assert dict(response.headers) == {"Content-Type": "text/plain; charset=utf-8", **BROWSER}
@@ -119,7 +119,7 @@ def test_requests_that_cannot_be_redirected_get_use_https(request_: Request) -> 
     assert response.body == b"Use HTTPS\n"
 
 
-def test_without_derp_its_path_says_so_and_probes_are_answered() -> None:
+def test_with_derp_disabled_its_path_is_404_and_probes_are_answered() -> None:
     routes = relay_routes({}, derp=False)
     response = answer(routes, ask("/derp"))
     assert (response.status, response.body) == (404, b"derp server disabled\n")
@@ -135,7 +135,7 @@ def test_debug_pages_are_served_on_both_listeners(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/debugfoo", "/debugger/"])
-def test_other_paths_are_no_debug_pages(path: str) -> None:
+def test_paths_that_only_begin_like_debug_are_no_debug_pages(path: str) -> None:
     main = relay_routes({}, lambda _: text_response(200, "debug"))
     assert answer(main, ask(path)).status == 404
     assert (
@@ -144,7 +144,7 @@ def test_other_paths_are_no_debug_pages(path: str) -> None:
     )
 
 
-def test_home_of_the_plain_listener_leads_operators_to_the_debug_pages() -> None:
+def test_the_plain_home_page_redirects_operators_to_the_debug_pages() -> None:
     side = side_routes(lambda _: None, ROUTES, lambda request: request.remote == "127.0.0.1")
     request = ask("/", host="h")
     assert answer(side, request).headers == [("Location", "https://h/")]
@@ -155,7 +155,7 @@ def test_home_of_the_plain_listener_leads_operators_to_the_debug_pages() -> None
     assert answer(side, request).headers == [("Location", "https://h/?a=b")]
 
 
-def test_challenges_of_an_authority_are_answered_on_the_plain_listener() -> None:
+def test_acme_challenges_are_answered_on_the_plain_listener() -> None:
     known = {"/.well-known/acme-challenge/a": b"a.thumbprint"}
     side = side_routes(known.get, ROUTES, lambda _: False)
     response = answer(side, ask("/.well-known/acme-challenge/a", host="h"))

@@ -1,4 +1,4 @@
-"""Which requesters see which pages, asked of a running relay by HTTP."""
+"""Which requests see which pages of a running relay."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def config(*, debug: DebugAccess | None = None, proxied: bool = False) -> RelayC
     return RelayConfig(debug=debug or DebugAccess(), trusted_proxies=proxies)
 
 
-STRANGER = "X-Forwarded-For: 8.8.8.8"
+OUTSIDER = "X-Forwarded-For: 8.8.8.8"
 TAILNET = "X-Forwarded-For: 100.100.100.100"
-LIAR = "X-Forwarded-For: 127.0.0.1, 8.8.8.8"
+SPOOFED = "X-Forwarded-For: 127.0.0.1, 8.8.8.8"
 BY_KEY = config(debug=DebugAccess(key="k"))
 BY_ADDRESS = config(debug=DebugAccess(allow_ip="8.8.8.8"), proxied=True)
 BY_NETWORK = config(debug=DebugAccess(trusted=(ip_network("8.0.0.0/8"),)), proxied=True)
@@ -39,17 +39,17 @@ BY_NETWORK = config(debug=DebugAccess(trusted=(ip_network("8.0.0.0/8"),)), proxi
 MATRIX: Sequence[tuple[str, RelayConfig, str, str, list[str], bool]] = (
     ("loopback", config(), "GET", "", [], True),
     ("loopback, HEAD", config(), "HEAD", "", [], True),
-    ("forwarded by who knows", config(), "GET", "", ["X-Forwarded-For: 127.0.0.1"], False),
+    ("forwarded by an untrusted proxy", config(), "GET", "", ["X-Forwarded-For: 127.0.0.1"], False),
     ("forwarded, other header", config(), "GET", "", ["Forwarded: for=127.0.0.1"], False),
-    ("a key", BY_KEY, "GET", "?debugkey=k", [STRANGER], True),
-    ("a key, HEAD", BY_KEY, "HEAD", "?debugkey=k", [STRANGER], False),
-    ("a wrong key", BY_KEY, "GET", "?debugkey=x", [STRANGER], False),
-    ("proxied stranger", config(proxied=True), "GET", "", [STRANGER], False),
+    ("a key", BY_KEY, "GET", "?debugkey=k", [OUTSIDER], True),
+    ("a key, HEAD", BY_KEY, "HEAD", "?debugkey=k", [OUTSIDER], False),
+    ("a wrong key", BY_KEY, "GET", "?debugkey=x", [OUTSIDER], False),
+    ("proxied outsider", config(proxied=True), "GET", "", [OUTSIDER], False),
     ("proxied tailnet", config(proxied=True), "GET", "", [TAILNET], True),
-    ("proxied liar", config(proxied=True), "GET", "", [LIAR], False),
-    ("one more address", BY_ADDRESS, "GET", "", [STRANGER], True),
-    ("one more address, not proxied", BY_KEY, "GET", "", [STRANGER], False),
-    ("a trusted network", BY_NETWORK, "GET", "", [STRANGER], True),
+    ("proxied, spoofed", config(proxied=True), "GET", "", [SPOOFED], False),
+    ("one more address", BY_ADDRESS, "GET", "", [OUTSIDER], True),
+    ("one more address, not proxied", BY_KEY, "GET", "", [OUTSIDER], False),
+    ("a trusted network", BY_NETWORK, "GET", "", [OUTSIDER], True),
 )
 
 
@@ -58,7 +58,7 @@ MATRIX: Sequence[tuple[str, RelayConfig, str, str, list[str], bool]] = (
     [row[1:] for row in MATRIX],
     ids=[row[0] for row in MATRIX],
 )
-async def test_debug_access_matrix(
+async def test_debug_access(
     settings: RelayConfig, method: str, query: str, headers: list[str], allowed: bool
 ) -> None:
     async with pyderp.Relay(settings) as relay:
@@ -71,7 +71,7 @@ async def test_debug_access_matrix(
             assert (b'href="/debug/"' in home) is allowed
 
 
-async def test_every_page_of_a_busy_relay() -> None:
+async def test_every_page_shows_connected_clients() -> None:
     async with pyderp.Relay() as relay, dial.clients(relay, 2) as (a, b):
         await dial.passes(a, b)
         index = await fetch(relay, "/debug/")

@@ -16,7 +16,7 @@ from tests.server import dial
 
 from .world import FakeServed, bare, client
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells so much")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_INFO")
 
 Line = dict[str, Any]
 
@@ -26,7 +26,7 @@ def lines(data: bytes) -> list[Line]:
 
 
 class Rounds:
-    """Rounds of a relay's `/debug/traffic`, asked for by HTTP; a line of JSON each, by key."""
+    """Reads the rounds of a relay's `/debug/traffic`: a line of JSON for each key."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -73,7 +73,7 @@ async def test_busy_clients_are_listed_until_the_reader_leaves(
         assert 500 < growth < 600
         await dial.hang_up(writer)
         async with asyncio.timeout(dial.BOUND):
-            while relay._running()._tasks:  # noqa: ASYNC110 (nobody tells)
+            while relay._running()._tasks:  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.005)
 
 
@@ -97,7 +97,7 @@ def test_a_client_without_a_tcp_connection_is_left_out(monkeypatch: pytest.Monke
     asyncio.run(main())
 
 
-def test_cancelling_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stream_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 3600)
 
     async def main() -> None:

@@ -16,7 +16,7 @@ def read(view: RelayView) -> dict[str, Any]:
     return parsed
 
 
-def test_names_are_raw_ones() -> None:
+def test_names_keep_their_prefixes() -> None:
     derp = read(bare())["derp"]
     assert derp["accepts"] == 0
     assert derp["gauge_current_connections"] == 0
@@ -61,7 +61,7 @@ def test_drops_are_numbers_by_reason_and_kind() -> None:
     assert top["derp_bytes_dropped"]["queue_head"] == {"disco": 100, "other": 0}
 
 
-def test_it_has_what_prometheus_gets() -> None:
+def test_the_variables_are_the_metrics_of_prometheus() -> None:
     view = full()
     text = asyncio.run(metrics_text(view)).decode()
 
@@ -75,5 +75,5 @@ def test_it_has_what_prometheus_gets() -> None:
         assert name == "derp_version" or f"# TYPE {name} " in text or f"{name}{{" in text
 
 
-def test_lists_end_with_a_line_end() -> None:
+def test_the_json_ends_with_a_line_end() -> None:
     assert asyncio.run(variables(bare())).endswith(b"}\n")

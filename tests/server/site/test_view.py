@@ -8,7 +8,7 @@ from pyderp.config import DebugAccess
 from pyderp.relay.router import Router
 from pyderp.server.site.view import Access, refusal, slices
 
-from .world import NOON, STRANGER, FakeServed, ask, bare
+from .world import NOON, OUTSIDER, FakeServed, ask, bare
 
 TRUSTED = tuple(map(ip_network, ("10.0.0.0/8", "192.168.1.0/24", "fd00::/8")))
 
@@ -35,7 +35,7 @@ def allowed(remote: str, config: DebugAccess | None = None, *, forwarded: bool =
         "::ffff:100.100.100.100",
     ],
 )
-def test_this_machine_and_tailscale_addresses_may(remote: str) -> None:
+def test_this_machine_and_tailscale_addresses_are_allowed(remote: str) -> None:
     assert allowed(remote)
 
 
@@ -54,25 +54,25 @@ def test_this_machine_and_tailscale_addresses_may(remote: str) -> None:
         "fe80::1%eth0",
     ],
 )
-def test_others_may_not(remote: str) -> None:
+def test_other_addresses_are_refused(remote: str) -> None:
     assert not allowed(remote)
 
 
 @pytest.mark.parametrize("remote", ["127.0.0.1", "100.100.100.100", "198.51.100.7", "10.1.2.3"])
-def test_a_request_that_an_untrusted_proxy_forwarded_may_not(remote: str) -> None:
+def test_requests_forwarded_by_an_untrusted_proxy_are_refused(remote: str) -> None:
     config = DebugAccess(allow_ip="198.51.100.7", trusted=(ip_network("10.0.0.0/8"),))
     assert allowed(remote, config)
     assert not allowed(remote, config, forwarded=True)
 
 
 @pytest.mark.parametrize("text", ["198.51.100.7", "2001:db8::7"])
-def test_one_more_address_may(text: str) -> None:
+def test_the_configured_address_is_allowed(text: str) -> None:
     assert allowed(text, DebugAccess(allow_ip=text))
     assert not allowed("198.51.100.8", DebugAccess(allow_ip=text))
 
 
 @pytest.mark.parametrize("remote", ["10.1.2.3", "192.168.1.50", "fd00::1", "fd00::1%eth0"])
-def test_trusted_networks_may(remote: str) -> None:
+def test_trusted_networks_are_allowed(remote: str) -> None:
     config = DebugAccess(
         trusted=(
             ip_network("10.0.0.0/8"),
@@ -84,7 +84,7 @@ def test_trusted_networks_may(remote: str) -> None:
 
 
 @pytest.mark.parametrize("remote", ["192.168.2.1", "172.16.0.1", "8.8.8.8", "fe80::1"])
-def test_what_is_outside_trusted_networks_may_not(remote: str) -> None:
+def test_addresses_outside_trusted_networks_are_refused(remote: str) -> None:
     config = DebugAccess(
         trusted=(
             ip_network("10.0.0.0/8"),
@@ -96,16 +96,16 @@ def test_what_is_outside_trusted_networks_may_not(remote: str) -> None:
 
 
 @pytest.mark.parametrize("forwarded", [False, True])
-def test_the_key_opens_it_from_anywhere(forwarded: bool) -> None:
+def test_the_debug_key_is_enough_from_any_address(forwarded: bool) -> None:
     access = Access(DebugAccess(key="tomato"))
     target = "/debug/varz?debugkey=tomato"
-    assert access.allows(ask(target, remote=STRANGER, forwarded=forwarded))
+    assert access.allows(ask(target, remote=OUTSIDER, forwarded=forwarded))
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST", "OPTIONS", "get"])
-def test_the_key_is_for_get_only(method: str) -> None:
+def test_the_debug_key_works_for_get_only(method: str) -> None:
     access = Access(DebugAccess(key="tomato"))
-    assert not access.allows(ask("/debug/?debugkey=tomato", method, remote=STRANGER))
+    assert not access.allows(ask("/debug/?debugkey=tomato", method, remote=OUTSIDER))
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_the_key_is_for_get_only(method: str) -> None:
     ["/debug/", "/debug/?debugkey=", "/debug/?debugkey=tomat", "/debug/?debugkey=tomatoes",
      "/debug/?debugkey=t%C3%B6mato", "/debug/?key=tomato"],
 )  # fmt: skip
-def test_another_key_opens_nothing(target: str) -> None:
-    assert not Access(DebugAccess(key="tomato")).allows(ask(target, remote=STRANGER))
+def test_a_wrong_debug_key_is_refused(target: str) -> None:
+    assert not Access(DebugAccess(key="tomato")).allows(ask(target, remote=OUTSIDER))
 
 
-def test_without_a_key_an_empty_one_opens_nothing() -> None:
-    assert not Access(DebugAccess()).allows(ask("/debug/?debugkey=", remote=STRANGER))
+def test_without_a_configured_key_an_empty_one_is_refused() -> None:
+    assert not Access(DebugAccess()).allows(ask("/debug/?debugkey=", remote=OUTSIDER))
 
 
 def allowed_as(host: str, access: Access | None = None) -> bool:
@@ -149,7 +149,9 @@ OWN = ("relay.example.com", "*.wild.example", "2001:db8::7")
         "box.lan:80",
     ],
 )
-def test_names_of_the_relay_and_addresses_may(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_are_addresses_or_names_of_the_relay_are_allowed(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Box.lan")
     config = DebugAccess(hosts=("relay.tailnet.TS.net.",))
     assert allowed_as(host, Access(config, names=lambda: OWN))
@@ -177,61 +179,59 @@ def test_names_of_the_relay_and_addresses_may(host: str, monkeypatch: pytest.Mon
         "a" * 301,
     ],
 )
-def test_names_that_any_name_server_could_point_here_may_not(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DNS rebinding: an allowed person's browser takes the pages for the attacker's own site."""
+def test_other_host_names_are_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an attacker's page could read the debug pages by DNS rebinding."""
     monkeypatch.setattr("socket.gethostname", lambda: "")
     access = Access(DebugAccess(hosts=("relay.tailnet.ts.net", "")), names=lambda: OWN)
     assert not allowed_as(host, access)
     assert access.refuses_host(ask("/debug/", headers=[(b"host", host.encode())]))
 
 
-def test_without_a_name_as_in_http_1_0_an_address_is_enough() -> None:
+def test_a_request_without_host_needs_only_an_allowed_address() -> None:
     assert Access(DebugAccess()).allows(ask("/debug/"))
 
 
-def test_the_key_opens_it_under_any_name() -> None:
+def test_the_debug_key_is_enough_with_any_host_name() -> None:
     access = Access(DebugAccess(key="tomato"))
     evil = [(b"host", b"evil.example")]
-    assert access.allows(ask("/debug/?debugkey=tomato", remote=STRANGER, headers=evil))
+    assert access.allows(ask("/debug/?debugkey=tomato", remote=OUTSIDER, headers=evil))
     assert not access.allows(ask("/debug/?debugkey=potato", headers=evil))
 
 
-def test_an_outside_requester_does_not_learn_that_the_name_is_wrong() -> None:
-    request = ask("/debug/", remote=STRANGER, headers=[(b"host", b"evil.example")])
+def test_a_refused_address_gets_no_hint_about_the_host_name() -> None:
+    request = ask("/debug/", remote=OUTSIDER, headers=[(b"host", b"evil.example")])
     access = Access(DebugAccess())
     assert refusal(request, access, dev=False).body == b"debug access denied\n"
 
 
-def test_a_refusal_names_no_way_in() -> None:
-    response = refusal(ask("/debug/varz", remote=STRANGER), Access(DebugAccess()), dev=False)
+def test_a_refusal_does_not_say_how_to_get_access() -> None:
+    response = refusal(ask("/debug/varz", remote=OUTSIDER), Access(DebugAccess()), dev=False)
     assert response.status == 403
     assert response.body == b"debug access denied\n"
     assert ("Content-Type", "text/plain; charset=utf-8") in response.headers
 
 
 def test_with_dev_the_refusal_says_how_to_permit_access() -> None:
-    response = refusal(ask("/debug/varz", remote=STRANGER), Access(DebugAccess()), dev=True)
+    response = refusal(ask("/debug/varz", remote=OUTSIDER), Access(DebugAccess()), dev=True)
     assert response.body == (
         b"debug access denied; to permit access, set TS_ALLOW_DEBUG_IP=8.8.8.8\n"
     )
 
 
-@pytest.mark.parametrize(("remote", "forwarded"), [("", False), (STRANGER, True)])
+@pytest.mark.parametrize(("remote", "forwarded"), [("", False), (OUTSIDER, True)])
 def test_a_hint_that_would_not_help_is_left_out(remote: str, forwarded: bool) -> None:
     request = ask("/debug/varz", remote=remote, forwarded=forwarded)
     response = refusal(request, Access(DebugAccess()), dev=True)
     assert response.body == b"debug access denied\n"
 
 
-def test_a_relay_starts_when_its_facts_are_collected() -> None:
+def test_a_view_starts_when_it_is_made() -> None:
     view = bare()
     assert view.started == NOON.timestamp()
     assert view.uptime == 0
 
 
-def test_the_uptime_follows_a_clock_that_is_not_set() -> None:
+def test_the_uptime_ignores_changes_of_the_wall_clock() -> None:
     now = [1000.0]
     wall = [NOON.timestamp()]
     router = Router(bytes(32), lambda: now[0])
@@ -241,14 +241,14 @@ def test_the_uptime_follows_a_clock_that_is_not_set() -> None:
     assert view.uptime == 12.5
 
 
-def test_all_connections_come_in_small_parts() -> None:
+def test_slices_cover_all_connections() -> None:
     served = [FakeServed() for _ in range(250)]
     parts = list(slices(served))
     assert [each for part in parts for each in part] == served
     assert max(map(len, parts)) == 50
 
 
-def test_connections_may_end_and_begin_meanwhile() -> None:
+def test_connections_may_end_and_start_between_slices() -> None:
     served = {FakeServed() for _ in range(150)}
     parts = slices(served)
     first = next(parts)
@@ -257,5 +257,5 @@ def test_connections_may_end_and_begin_meanwhile() -> None:
     assert len(first) + sum(map(len, parts)) == 150
 
 
-def test_without_connections_there_is_nothing_to_do() -> None:
+def test_without_connections_there_are_no_slices() -> None:
     assert list(slices([])) == []

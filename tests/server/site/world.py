@@ -1,4 +1,4 @@
-"""A relay's view as a test wants them, and its parts in their simplest form."""
+"""Relay views for tests, and their parts in their simplest form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyderp.server.site.view import Access, RelayView
 from pyderp.wire.http import Answer, Request, Response, StreamedResponse
 
 LOOPBACK = "127.0.0.1"
-STRANGER = "8.8.8.8"
+OUTSIDER = "8.8.8.8"
 NOON = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 
 
@@ -42,7 +42,7 @@ def ask(
 
 
 class NullSink:
-    """Where frames end."""
+    """A sink that discards frames."""
 
     def send(self, chunks: list[bytes]) -> bool:
         return True
@@ -55,7 +55,7 @@ class NullSink:
 
 
 def client(number: int = 1, *, key: NodePublic | None = None, **more: Any) -> Connection:
-    """A logged-in connection, to be given to a router."""
+    """Return a logged-in connection, to be added to a router."""
     key = key or NodePrivate.generate().public
     return Connection(key.raw, NullSink(), number=number, **more)
 
@@ -131,7 +131,7 @@ def router() -> Router:
 
 
 def bare(*served: FakeServed, **more: Any) -> RelayView:
-    """A relay with nothing but connections."""
+    """Return the view of a relay with nothing but connections."""
     view: dict[str, Any] = {
         "router": router(),
         "access": Access(DebugAccess()),
@@ -147,7 +147,7 @@ def bare(*served: FakeServed, **more: Any) -> RelayView:
 
 
 def full(*served: FakeServed, **more: Any) -> RelayView:
-    """A relay with everything switched on."""
+    """Return the view of a relay with everything enabled."""
     parts: dict[str, Any] = {
         "config": RelayConfig(
             mesh_key=MeshKey(bytes(range(32))),
@@ -178,7 +178,7 @@ def site(view: RelayView) -> DebugSite:
 
 
 def settle(answer: Answer) -> Response:
-    """An answer that is complete, however it comes."""
+    """Return the complete response, whatever the kind of answer."""
     if isinstance(answer, Response):
         return answer
     if isinstance(answer, StreamedResponse):
@@ -195,5 +195,5 @@ async def _joined(answer: StreamedResponse) -> bytes:
 
 
 def get(view: RelayView, target: str, **more: Any) -> Response:
-    """What a relay's `/debug/` answers."""
+    """Return the answer of a relay's `/debug/`."""
     return settle(site(view).answer(ask(target, **more)))
