@@ -44,7 +44,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestServerDupClients/concurrent_dups_three_parties_last_writer": (
         "relay/test_registry.py::TestDuplicates::test_concurrent_dups_three_parties_last_writer",
-        "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
+        "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_sequence_of_events",
     ),
     "TestLimiter": ("test_throttle.py::test_never_more_than_burst_and_rate_and_never_less",),
     # Bytes come from TCP_INFO instead of from `ss`.
@@ -85,9 +85,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "server/conn/test_limits.py::test_all_connections_of_a_key_share_one_bucket_and_get_new_limits",
     ),
     "TestLoadRateConfig": (
-        "relay/test_limits.py::test_rate_and_burst",
-        "relay/test_limits.py::test_a_rate_alone_has_the_least_burst",
-        "relay/test_limits.py::test_what_is_no_json_object_is_refused",
+        "relay/test_limits.py::test_rate_and_burst_are_read",
+        "relay/test_limits.py::test_a_rate_alone_has_the_minimum_burst",
+        "relay/test_limits.py::test_anything_but_a_json_object_is_refused",
         "server/conn/test_limits.py::test_an_invalid_file_at_the_start_is_a_config_error",
     ),
     "TestLoadAndApplyRateConfig": (
@@ -100,7 +100,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestLookupDestHashTrieFallsBackForForwarder": (
         "relay/registry/test_forwarders.py"
-        "::TestRegistration::test_a_key_with_a_forwarder_survives_a_local_disconnect",
+        "::TestRegistration::test_a_key_with_a_forwarder_is_reached_after_a_local_disconnect",
     ),
     # cmd/derper
     "TestNoContent": (
@@ -119,10 +119,10 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_bootstrap.py::TestAnswers::test_an_unknown_name_is_a_miss",
     ),
     "TestUnpublishedDNSEmptyList/CacheHit": (
-        "relay/test_bootstrap.py::TestAnswers::test_an_unpublished_name_is_told_alone",
+        "relay/test_bootstrap.py::TestAnswers::test_an_unpublished_name_is_answered_alone",
     ),
     "TestLookupMetric": (
-        "relay/test_bootstrap.py::TestAnswers::test_names_asked_for_are_counted_once",
+        "relay/test_bootstrap.py::TestAnswers::test_each_queried_name_is_counted_once",
     ),
     "TestRemoteAddrMatchesPercent": ("relay/test_bootstrap.py::TestInPercentage",),
     "TestCertIP": (
@@ -164,7 +164,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     # derp
     "TestReadFrameHeader": (
         "wire/test_buffer.py::test_any_chunking_gives_the_same_frames",
-        "relay/test_lane.py::TestSkip::test_the_longest_is_announced_and_nothing_is_kept",
+        "relay/test_lane.py::TestSkip::test_the_longest_unknown_frame_is_skipped_and_not_kept",
     ),
     "TestWriteFrameHeader": ("wire/test_frames.py::test_header_is_a_byte_and_four_of_length",),
     "TestClientInfoUnmarshal": (
@@ -176,14 +176,15 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/client/test_messages.py::test_packets_reach_their_addressee_only",
         "relay/test_router.py::TestNotHere",
         "relay/test_router.py::TestHome",
-        "relay/router/test_departures.py::TestPeerGone::test_only_who_received_from_it_is_told",
+        "relay/router/test_departures.py"
+        "::TestPeerGone::test_only_clients_that_received_from_it_get_peer_gone",
         # New in v1.104.7: what `/debug/clients/` counts.
         "relay/test_connection_counts.py"
         "::test_a_run_counts_for_the_sender_at_once_and_for_the_destination_when_written",
         "interop/server/test_debug_clients.py::test_json_is_the_same_byte_by_byte",
     ),
     "TestSendFreeze": (
-        "relay/delivery/test_queues.py::test_a_stalled_reader_costs_others_nothing",
+        "relay/delivery/test_queues.py::test_a_stalled_client_does_not_delay_others",
         "fault/test_stalled.py::test_a_stalled_reader_costs_its_sender_and_others_nothing",
     ),
     "TestWatch": ("relay/router/test_mesh.py::TestWatch", "interop/go/mesh.go::watchers"),
@@ -295,14 +296,16 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "::test_reading_the_upgrade_answer_byte_by_byte_does_not_extend_the_login_timeout",
     ),
     "TestPktQueue": (
-        "relay/test_backlog.py::test_the_oldest_packet_makes_room_for_the_33rd",
-        "relay/test_backlog.py::test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest",
+        "relay/test_backlog.py::test_the_33rd_packet_drops_the_oldest",
+        "relay/test_backlog.py"
+        "::test_drain_packets_returns_every_packet_with_its_kind_and_keeps_control_frames",
     ),
     "TestWriterBufferedWriteFrames": (
-        "relay/delivery/test_queues.py::test_what_waited_is_counted_with_its_time_and_its_writes",
+        "relay/delivery/test_queues.py"
+        "::test_waiting_packets_are_counted_with_their_time_and_their_writes",
     ),
     "TestWriterFloodDoesNotStarveControlFrames": (
-        "relay/test_backlog.py::test_take_gives_control_then_changes_then_both_kinds_in_turn",
+        "relay/test_backlog.py::test_take_returns_control_then_changes_then_both_kinds_in_turn",
     ),
     "TestWriterParksWhenIdle": (
         "server/conn/test_protocol_time.py"
@@ -312,14 +315,14 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # No history is kept.
     "TestServerDupClientSendHistoryBounded/last_writer_active": (
-        "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
+        "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_sequence_of_events",
     ),
     "TestSenderCardinalityEnv": (
         "cli/relay/test_flags.py::test_senders_are_counted_unless_switched_off",
     ),
     "TestGetPerClientSendQueueDepth": (
         "cli/relay/test_flags.py::test_what_is_no_depth_of_a_queue_counts_as_not_given",
-        "relay/test_backlog.py::test_the_depth_can_be_another",
+        "relay/test_backlog.py::test_the_depth_can_be_configured",
     ),
     "TestServeDebugClients": (
         "server/site/test_clients.py::test_an_invalid_query_is_refused",
@@ -453,7 +456,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "PeerGone when a sender leaves, and leaves again": (
         "interop/go/gone.go::peergone",
         "interop/test_go_clients.py::test_second_departure_of_a_peer",
-        "relay/router/test_departures.py::TestPeerGone::test_a_second_departure_is_told_again",
+        "relay/router/test_departures.py::TestPeerGone::test_a_second_departure_is_sent_again",
     ),
     "a slow reader": (
         "interop/server/test_slow_reader.py::test_a_slow_reader_is_closed_after_two_seconds",
@@ -504,7 +507,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "server/mesh/test_mesh.py::test_a_local_connection_is_preferred_to_a_remote_one",
         "server/mesh/test_mesh.py::test_a_relay_that_restarts_is_linked_again",
         "relay/router/test_mesh.py"
-        "::TestForward::test_the_relay_is_told_of_disco_for_nobody_so_that_it_learns",
+        "::TestForward::test_disco_forwarded_to_an_unknown_key_is_answered_with_not_here",
         "interop/mesh/test_mixed.py::test_four_nodes",
         "interop/mesh/test_derpprobe.py::test_all_good",
     ),

@@ -1,1 +1,1 @@
-"""Tests of floor 2: the decisions of the relay, without sockets and without time."""
+"""Tests of the relay's decisions, without sockets and without a real clock."""

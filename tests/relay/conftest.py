@@ -1,4 +1,4 @@
-"""What the tests of this floor share."""
+"""Fixtures of the tests of `pyderp.relay`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.relay.world import World
 
 @pytest.fixture
 def world() -> World:
-    """A relay with nobody on it."""
+    """A relay without clients."""
     return World()

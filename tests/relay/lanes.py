@@ -1,4 +1,4 @@
-"""The ways to relay what a client sent: in Python, and by runs that a loop elsewhere collects."""
+"""The ways to relay a client's bytes: in Python, and by runs that native code collects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEY: Final = 32
 def slow_walk(
     data: bytearray, pos: int, end: int, source: bytes
 ) -> tuple[int, list[Run], int, int, int]:
-    """What `pyderp.native.Walk` says, packet by packet, as it reads."""
+    """Do what `pyderp.native.Walk` does, packet by packet, in plain Python."""
     found: list[tuple[bytes, list[bytes]]] = []
     size = disco = 0
     while end - pos >= FRAME_HEADER_LEN + _KEY:

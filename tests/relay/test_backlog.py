@@ -35,14 +35,14 @@ def disco_frame(i: int) -> bytes:
 
 
 def fill(backlog: Backlog, count: int, *, is_disco: bool = False) -> list[tuple[bytes, bool]]:
-    """Queue `count` packets, numbered; gives all that was dropped for them."""
+    """Queue `count` numbered packets; return all that were dropped to make room."""
     dropped = []
     for i in range(count):
         dropped += backlog.put(disco_frame(i) if is_disco else data_frame(i), disco=is_disco)
     return dropped
 
 
-def test_the_bounds_are_those_of_the_issue() -> None:
+def test_the_default_bounds() -> None:
     assert SEND_QUEUE_DEPTH == 32
     assert SEND_QUEUE_BYTES == 256 * 1024
     assert len(recv(LARGEST)) == MAX_RECV_FRAME
@@ -51,7 +51,7 @@ def test_the_bounds_are_those_of_the_issue() -> None:
 
 
 @pytest.mark.parametrize("is_disco", [False, True])
-def test_the_oldest_packet_makes_room_for_the_33rd(is_disco: bool) -> None:
+def test_the_33rd_packet_drops_the_oldest(is_disco: bool) -> None:
     make = disco_frame if is_disco else data_frame
     backlog = Backlog()
     assert fill(backlog, 32, is_disco=is_disco) == []
@@ -62,7 +62,7 @@ def test_the_oldest_packet_makes_room_for_the_33rd(is_disco: bool) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 5, 100])
-def test_the_depth_can_be_another(depth: int) -> None:
+def test_the_depth_can_be_configured(depth: int) -> None:
     backlog = Backlog(depth=depth)
     assert fill(backlog, depth) == fill(backlog, depth, is_disco=True) == []
     assert backlog.put(data_frame(depth), disco=False) == [(data_frame(0), False)]
@@ -78,7 +78,7 @@ def test_a_flood_of_one_kind_leaves_the_other_alone(flood: bool) -> None:
     assert (len(backlog.data), len(backlog.disco)) == (32, 32)
 
 
-def test_large_packets_are_bounded_by_bytes_before_their_number_is() -> None:
+def test_large_packets_are_bounded_by_their_bytes() -> None:
     backlog = Backlog()
     dropped = []
     for _ in range(10):
@@ -88,7 +88,7 @@ def test_large_packets_are_bounded_by_bytes_before_their_number_is() -> None:
     assert len(dropped) == 7
 
 
-def test_the_limit_itself_may_be_reached_and_no_byte_more() -> None:
+def test_the_queue_holds_exactly_its_limit_of_bytes() -> None:
     frame = data_frame(0, size=63)
     assert len(frame) == 100
     backlog = Backlog(limit=300)
@@ -98,7 +98,7 @@ def test_the_limit_itself_may_be_reached_and_no_byte_more() -> None:
     assert sum(len(tight.put(frame, disco=False)) for _ in range(3)) == 1
 
 
-def test_the_queue_with_more_bytes_pays_for_what_does_not_fit() -> None:
+def test_packets_are_dropped_from_the_queue_with_more_bytes() -> None:
     backlog = Backlog()
     fill(backlog, 10, is_disco=True)
     large = [data_frame(i, size=60_000) for i in range(10)]
@@ -109,7 +109,7 @@ def test_the_queue_with_more_bytes_pays_for_what_does_not_fit() -> None:
     assert (len(backlog.data), len(backlog.disco)) == (3, 11)
 
 
-def test_disco_pays_when_it_is_disco_that_fills_the_bytes() -> None:
+def test_disco_is_dropped_if_the_disco_queue_has_more_bytes() -> None:
     backlog = Backlog(limit=MAX_RECV_FRAME)
     large = recv(disco() + bytes(40_000))
     assert backlog.put(large, disco=True) == []
@@ -118,14 +118,14 @@ def test_disco_pays_when_it_is_disco_that_fills_the_bytes() -> None:
     assert len(backlog.data) == 2
 
 
-def test_a_packet_that_fits_nowhere_is_dropped_itself() -> None:
+def test_a_packet_larger_than_the_limit_is_dropped_itself() -> None:
     backlog = Backlog(limit=10)
     assert backlog.put(data_frame(0), disco=False) == [(data_frame(0), False)]
     assert not backlog
 
 
 @pytest.mark.parametrize("disco", [False, True])
-def test_a_kind_within_its_half_never_gives_way_to_the_other(disco: bool) -> None:
+def test_a_kind_within_its_half_is_never_dropped_for_the_other(disco: bool) -> None:
     small, large = bytes(100), bytes(900)
     backlog = Backlog(limit=1000)
     assert backlog.put(small, disco=not disco) == []
@@ -135,7 +135,7 @@ def test_a_kind_within_its_half_never_gives_way_to_the_other(disco: bool) -> Non
 
 
 @pytest.mark.parametrize("disco", [False, True])
-def test_a_kind_beyond_its_half_gives_way(disco: bool) -> None:
+def test_a_kind_beyond_its_half_is_dropped_for_the_other(disco: bool) -> None:
     backlog = Backlog(limit=1000)
     first, second, third = (bytes([i]) * 300 for i in range(3))
     for frame in (first, second, third):
@@ -144,13 +144,13 @@ def test_a_kind_beyond_its_half_gives_way(disco: bool) -> None:
     assert backlog.put(new, disco=disco) == [(first, not disco)]
 
 
-def test_a_full_queue_that_is_over_bytes_too_drops_once_for_both() -> None:
+def test_one_drop_is_enough_for_both_bounds() -> None:
     backlog = Backlog(limit=32 * len(data_frame(0)))
     fill(backlog, 32)
     assert backlog.put(data_frame(32), disco=False) == [(data_frame(0), False)]
 
 
-def test_take_gives_control_then_changes_then_both_kinds_in_turn() -> None:
+def test_take_returns_control_then_changes_then_both_kinds_in_turn() -> None:
     backlog = Backlog()
     fill(backlog, 3)
     fill(backlog, 2, is_disco=True)
@@ -175,7 +175,7 @@ def test_take_gives_control_then_changes_then_both_kinds_in_turn() -> None:
     assert backlog.take().chunks == []
 
 
-def test_disco_alone_comes_out_in_order() -> None:
+def test_disco_alone_is_taken_in_order() -> None:
     backlog = Backlog()
     fill(backlog, 2, is_disco=True)
     assert backlog.take().chunks == [disco_frame(0), disco_frame(1)]
@@ -193,7 +193,7 @@ def test_a_batch_ends_once_it_has_64_kib() -> None:
     assert taken == [3, 3, 2]
 
 
-def test_changes_of_a_batch_are_bounded_too_and_packets_wait_for_them() -> None:
+def test_a_batch_of_changes_is_bounded_and_packets_wait_for_all_changes() -> None:
     change = bytes(56)
     backlog = Backlog()
     backlog.changes.extend([change] * 2000)
@@ -205,7 +205,7 @@ def test_changes_of_a_batch_are_bounded_too_and_packets_wait_for_them() -> None:
     assert second.chunks == [change] * 829 + [data_frame(0)]
 
 
-def test_control_frames_leave_all_at_once() -> None:
+def test_all_control_frames_are_taken_at_once() -> None:
     backlog = Backlog()
     backlog.control += [KEEP_ALIVE_FRAME] * 20_000
     backlog.put(data_frame(0), disco=False)
@@ -213,7 +213,7 @@ def test_control_frames_leave_all_at_once() -> None:
     assert backlog.take().chunks == [data_frame(0)]
 
 
-def test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest() -> None:
+def test_drain_packets_returns_every_packet_with_its_kind_and_keeps_control_frames() -> None:
     backlog = Backlog()
     fill(backlog, 2)
     fill(backlog, 1, is_disco=True)
@@ -229,7 +229,7 @@ def test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest() -> None
 
 
 @pytest.mark.parametrize("what", ["control", "changes", "data", "disco"])
-def test_a_backlog_is_true_while_anything_waits(what: str) -> None:
+def test_a_backlog_is_true_while_any_frame_waits(what: str) -> None:
     backlog = Backlog()
     assert not backlog
     if what in ("data", "disco"):
@@ -259,7 +259,7 @@ def test_a_run_is_split_into_its_frames(count: int) -> None:
 
 
 WRITTEN = [data_frame(0, size=100) + disco_frame(1), KEEP_ALIVE_FRAME, data_frame(2, size=7)]
-"""What one write had: a run of two packets, another frame, a packet."""
+"""The bytes of one write: a run of two packets, another frame, a packet."""
 LAST, BEFORE, FIRST = len(recv(bytes(7))), len(disco_frame(1)), len(recv(bytes(100)))
 BEHIND = len(KEEP_ALIVE_FRAME) + LAST
 """Bytes behind the disco packet."""

@@ -1,4 +1,4 @@
-"""Who is told which addresses; the vectors are those of Go's tests and of a running derper."""
+"""Which clients get which addresses; the vectors come from Go's tests and a running derper."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ SECRET = b'{\n\t"new.example.com": [\n\t\t"192.0.2.9"\n\t]\n}'
 
 
 def never() -> float:
-    """No chance is asked for."""
+    """Fail: no random number may be drawn."""
     raise AssertionError
 
 
 def is_ordinary(address: IPv4Address | IPv6Address) -> bool:
-    """Whether chance has no say."""
+    """Return whether an address needs no random number."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return not (mapped or address).is_loopback
 
 
 def make(percent: int = 100, addresses: tuple[str, ...] = ("192.0.2.9",)) -> BootstrapAnswers:
-    """One published and one unpublished name."""
+    """Return answers with one published and one unpublished name."""
     answers = BootstrapAnswers()
     answers.publish(PUBLISHED)
     answers.keep_for_askers({"new.example.com": (addresses, percent)})
@@ -55,11 +55,11 @@ class TestName:
             ("a/b/c", "a", "b/c"),
         ],
     )
-    def test_entries_are_read(self, text: str, name: str, txt: str) -> None:
+    def test_entries_are_parsed(self, text: str, name: str, txt: str) -> None:
         assert BootstrapName.parse(text) == BootstrapName(name, txt)
 
     @pytest.mark.parametrize("text", ["", " ", "/t.example", "a.example/"])
-    def test_a_missing_name_is_told(self, text: str) -> None:
+    def test_an_entry_without_a_name_is_refused(self, text: str) -> None:
         with pytest.raises(ConfigError, match="want NAME or NAME/TXTNAME"):
             BootstrapName.parse(text)
 
@@ -79,18 +79,18 @@ class TestName:
         (["50%"], 0),
     ],
 )
-def test_a_txt_record_says_the_percentage(texts: list[str], percent: int) -> None:
+def test_the_percentage_is_read_from_txt_records(texts: list[str], percent: int) -> None:
     assert percentage(texts) == percent
 
 
 class TestInPercentage:
     @pytest.mark.parametrize("address", ["", "1.2.3.4", "127.0.0.1", "no address"])
-    def test_nobody_and_everybody_need_no_address(self, address: str) -> None:
+    def test_0_and_100_percent_need_no_address(self, address: str) -> None:
         assert not in_percentage(address, 0, uniform=never)
         assert in_percentage(address, 100, uniform=never)
 
     @pytest.mark.parametrize("address", ["", "@", "1.2.3.4:5"])
-    def test_who_has_no_address_belongs_to_no_part(self, address: str) -> None:
+    def test_a_client_without_an_address_is_in_no_percentage(self, address: str) -> None:
         assert not in_percentage(address, 50, uniform=never)
         assert not in_percentage(address, 99, uniform=never)
 
@@ -114,21 +114,21 @@ class TestInPercentage:
         assert belongs == sorted(belongs)
 
     @pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
-    def test_on_loopback_chance_decides(self, address: str) -> None:
+    def test_on_loopback_a_random_number_decides(self, address: str) -> None:
         assert in_percentage(address, 1, uniform=lambda: 0.49)
         assert not in_percentage(address, 99, uniform=lambda: 0.5)
 
 
 class TestAnswers:
-    def test_before_the_first_round_it_is_empty(self) -> None:
+    def test_before_the_first_round_the_answer_is_empty(self) -> None:
         assert BootstrapAnswers().answer("", "1.2.3.4", uniform=never) == b""
 
-    def test_everything_failed(self) -> None:
+    def test_if_all_look_ups_failed_the_answer_is_null(self) -> None:
         answers = make()
         answers.publish({})
         assert answers.answer("", "1.2.3.4", uniform=never) == b"null"
 
-    def test_what_is_published_is_told_together(self) -> None:
+    def test_all_published_names_are_in_one_answer(self) -> None:
         answers = make()
         for name in ("", "login.example.com", "random.example.com", "NEW.example.com"):
             assert answers.answer(name, "1.2.3.4", uniform=never) == PUBLIC
@@ -139,7 +139,7 @@ class TestAnswers:
         body = answers.answer("", "", uniform=never)
         assert body == b'{\n\t"a": [],\n\t"b": [\n\t\t"2",\n\t\t"1"\n\t]\n}'
 
-    def test_an_unpublished_name_is_told_alone(self) -> None:
+    def test_an_unpublished_name_is_answered_alone(self) -> None:
         answers = make()
         assert answers.answer("new.example.com", "1.2.3.4", uniform=never) == SECRET
         assert answers.counters == BootstrapCounters(
@@ -160,7 +160,7 @@ class TestAnswers:
             requests=1, unpublished_misses=1, queried_domains=1
         )
 
-    def test_who_is_not_of_the_percentage_gets_what_is_public(self) -> None:
+    def test_a_client_outside_the_percentage_gets_the_published_names(self) -> None:
         answers = make(50)
         assert answers.answer("new.example.com", "1.2.3.4", uniform=never) == SECRET
         assert answers.answer("new.example.com", "1.2.3.6", uniform=never) == PUBLIC
@@ -186,13 +186,13 @@ class TestAnswers:
         answers.answer("", "", uniform=never)
         assert answers.counters == BootstrapCounters(requests=1)
 
-    def test_names_asked_for_are_counted_once(self) -> None:
+    def test_each_queried_name_is_counted_once(self) -> None:
         answers = BootstrapAnswers()
         for name in ("a", "b", "c", "a", "b", "d", "e", "e"):
             answers.answer(name, "", uniform=never)
         assert answers.counters.queried_domains == 5
 
-    def test_too_many_of_them_are_forgotten(self) -> None:
+    def test_too_many_queried_names_are_forgotten(self) -> None:
         answers = BootstrapAnswers()
         for number in range(MAX_QUERIED):
             answers.answer(str(number), "", uniform=never)
@@ -207,12 +207,12 @@ class TestAnswers:
         assert answers.counters.queried_domains == 1
 
     @given(st.text(max_size=20), st.text(max_size=20))
-    def test_any_question_is_answered(self, name: str, address: str) -> None:
+    def test_any_query_is_answered(self, name: str, address: str) -> None:
         body = make(50).answer(name, address, uniform=never)
         assert json.loads(body) in (PUBLISHED, json.loads(SECRET))
 
 
-def test_what_was_found_last_is_good_until_it_is_too_old_or_known_to_be_gone() -> None:
+def test_a_found_value_is_kept_until_it_is_too_old_or_known_to_be_gone() -> None:
     known: LastGood[int] = LastGood(10)
     assert known.get("a", 0) is None
     known.found("a", 1, 0)

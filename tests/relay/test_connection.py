@@ -1,4 +1,4 @@
-"""Connections: what a watcher is told of them, and how they show in logs."""
+"""Connections: their PeerPresent frames, and their representation in logs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_IDEAL = PeerPresentFlags.NOT_IDEAL
         (True, True, True, MESH_PEER | PROBER | NOT_IDEAL),
     ],
 )
-def test_regular_is_set_only_where_no_other_flag_is(
+def test_regular_is_set_only_without_other_flags(
     world: World, mesh: bool, prober: bool, not_ideal: bool, flags: PeerPresentFlags
 ) -> None:
     peer = world.join("a", mesh=mesh, prober=prober, not_ideal=not_ideal)
@@ -46,7 +46,7 @@ def test_regular_is_set_only_where_no_other_flag_is(
         ("/run/derp.sock", 0, IPv6Address("::")),
     ],
 )
-def test_present_frame_tells_key_address_and_port(
+def test_present_frame_has_key_address_and_port(
     world: World, host: str, port: int, address: IPv4Address | IPv6Address
 ) -> None:
     frame = world.join("a", address=(host, port)).connection.present_frame()

@@ -15,7 +15,7 @@ def sent(peer: Peer) -> tuple[int, int]:
     return peer.connection.packets_sent, peer.connection.bytes_sent
 
 
-def test_nothing_is_counted_of_a_client_that_only_logged_in(world: World) -> None:
+def test_only_packets_are_counted(world: World) -> None:
     a = world.join("a")
     world.ping(a)
     world.flush()
@@ -35,7 +35,7 @@ def test_a_run_counts_for_the_sender_at_once_and_for_the_destination_when_writte
     assert received(b) == sent(a) == (0, 0)
 
 
-def test_packets_to_nobody_count_for_their_sender(world: World) -> None:
+def test_packets_to_an_unknown_key_count_for_their_sender(world: World) -> None:
     a = world.join("a")
     world.send(a, "nobody", b"12345")
     assert received(a) == (1, 5)
@@ -52,8 +52,8 @@ def test_runs_to_several_destinations_count_together_for_the_sender(world: World
     assert received(c) == (1, 4)
 
 
-def test_what_another_relay_forwards_counts_for_its_connection(world: World) -> None:
-    """`packets_received` of the relay leaves these out, as upstream's."""
+def test_forwarded_packets_count_for_the_mesh_connection(world: World) -> None:
+    """The relay's `packets_received` does not include these, as upstream's does not."""
     mesh, b = world.join("m", mesh=True), world.join("b")
     world.forward(mesh, "far", "b", b"123", b"4")
     world.flush()
@@ -82,7 +82,7 @@ def test_dropped_packets_are_not_counted_as_sent(world: World) -> None:
 
 
 @pytest.mark.parametrize("active", [0, 1], ids=["older", "newer"])
-def test_connections_of_one_key_count_apart(world: World, active: int) -> None:
+def test_connections_of_one_key_are_counted_separately(world: World, active: int) -> None:
     a = world.join("a")
     pair = [world.join("b"), world.join("b")]
     world.ping(pair[active])

@@ -1,4 +1,4 @@
-"""Counters: every series from the start, drops by reason and kind."""
+"""Counters: every series exists from the start; drops by reason and kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GO_REASONS = [
     "write_error",
     "dup_client",
 ]
-"""`derpserver.dropReason*` as labels, in their order."""
+"""Labels of Go's `derpserver.dropReason*`, in their order."""
 
 
 NOT_PLAIN = {
@@ -36,7 +36,7 @@ def test_the_first_drop_reasons_are_the_labels_of_go() -> None:
     assert labels[len(GO_REASONS) :] == ["mesh_link_full", "mesh_link_down", "write_timeout"]
 
 
-def test_everything_is_zero_at_the_start_and_every_series_is_there() -> None:
+def test_every_series_exists_and_is_zero_at_the_start() -> None:
     counters = Counters()
     assert counters.drops == {
         (reason, kind): [0, 0] for reason in DropReason for kind in ("other", "disco")
@@ -67,7 +67,7 @@ def test_dropped_adds_up_both_kinds_of_one_reason() -> None:
     assert counters.dropped(DropReason.WRITE_ERROR) == 0
 
 
-def test_two_relays_count_apart() -> None:
+def test_two_relays_have_separate_counters() -> None:
     one, other = Counters(), Counters()
     one.drop(DropReason.UNKNOWN_DEST, disco=False, size=1)
     assert other.dropped(DropReason.UNKNOWN_DEST) == 0
@@ -95,7 +95,7 @@ def test_writes_are_counted_by_their_frames() -> None:
     assert dict(histogram.cumulative())["10"] == 3
 
 
-def test_the_average_wait_follows_those_that_wait_and_those_that_do_not() -> None:
+def test_the_average_wait_includes_packets_that_did_not_wait() -> None:
     time = QueueTime()
     time.waited(1, 100.0, 1)
     assert time.average(1) == pytest.approx(10.0)
@@ -104,7 +104,7 @@ def test_the_average_wait_follows_those_that_wait_and_those_that_do_not() -> Non
     assert time.average(5) == pytest.approx(8.1 * 0.81 + 50 * 0.19)
 
 
-def test_a_number_in_a_histogram_belongs_to_the_first_bound_that_is_not_smaller() -> None:
+def test_a_number_in_a_histogram_counts_for_the_first_bound_that_is_not_smaller() -> None:
     histogram = Histogram([0, 1, 5])
     for number in (0, 1, 2, 5, 6, 1000):
         histogram.observe(number)
@@ -113,7 +113,7 @@ def test_a_number_in_a_histogram_belongs_to_the_first_bound_that_is_not_smaller(
     assert histogram.count == 6
 
 
-def test_a_number_in_a_histogram_may_come_several_times() -> None:
+def test_a_number_in_a_histogram_may_be_added_several_times() -> None:
     histogram = Histogram([1, 2])
     histogram.add(2, 3)
     histogram.add(1, 0)
@@ -121,14 +121,14 @@ def test_a_number_in_a_histogram_may_come_several_times() -> None:
     assert histogram.sum == 6
 
 
-def test_cumulative_counts_of_a_histogram_end_with_all() -> None:
+def test_cumulative_counts_of_a_histogram_end_with_the_total() -> None:
     histogram = Histogram([1, 5])
     for number in (1, 3, 4, 9):
         histogram.observe(number)
     assert histogram.cumulative() == [("1", 1), ("5", 3), ("+Inf", 4)]
 
 
-def test_an_empty_histogram_is_all_zero() -> None:
+def test_an_empty_histogram_is_zero() -> None:
     histogram = Histogram([1])
     assert histogram.cumulative() == [("1", 0), ("+Inf", 0)]
     assert histogram.count == histogram.sum == 0

@@ -1,4 +1,4 @@
-"""Who is told of which trouble, and when it is taken back."""
+"""Which connections get which Health text, and when it is cleared."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ CERTIFICATE = "the relay's certificate is about to expire"
 
 
 class Recorder(HealthTeller):
-    """Notes what it tells."""
+    """Records the texts that it sends."""
 
-    said: list[tuple[Connection, str]]
+    sent_texts: list[tuple[Connection, str]]
 
     def _tell(self, connection: Connection, text: str) -> None:
         super()._tell(connection, text)
         assert not connection.has_left
-        self.said.append((connection, text))
+        self.sent_texts.append((connection, text))
 
 
 class Watched:
-    """A watch over a world's connections, looked at once a second."""
+    """A HealthTeller over a world's connections, with one tick a second."""
 
     def __init__(self, *, tell_all: bool = False) -> None:
         self.world = World()
         self.watch = Recorder(self.world.router, lambda: self.world.now, tell_all=tell_all)
-        self.watch.said = []
+        self.watch.sent_texts = []
 
     @property
-    def heard(self) -> dict[Connection, list[str]]:
-        """What each was told so far."""
-        heard: dict[Connection, list[str]] = {}
-        for connection, text in self.watch.said:
-            heard.setdefault(connection, []).append(text)
-        return heard
+    def received(self) -> dict[Connection, list[str]]:
+        """The texts that each connection got so far."""
+        received: dict[Connection, list[str]] = {}
+        for connection, text in self.watch.sent_texts:
+            received.setdefault(connection, []).append(text)
+        return received
 
     def join(self, name: str) -> Connection:
         connection = self.world.join(name).connection
@@ -55,17 +55,17 @@ class Watched:
         self.watch.on_leave(connection)
 
     def tick(self, seconds: float = 1.0) -> list[tuple[Connection, str]]:
-        """Let time pass, up to a second; gives who is told what."""
+        """Let time pass, up to a second; return the texts sent at the tick."""
         self.world.now += seconds
-        before = len(self.watch.said)
+        before = len(self.watch.sent_texts)
         self.watch.tick(self.world.now)
-        return self.watch.said[before:]
+        return self.watch.sent_texts[before:]
 
     def ticks(self, count: int) -> list[tuple[Connection, str]]:
         return [each for _ in range(count) for each in self.tick()]
 
     def take(self, *turns: Connection, every: float = 0.0) -> None:
-        """These speak in turn, each after so many seconds."""
+        """Let connections take over their key in turn, `every` seconds apart."""
         for connection in turns:
             self.watch.on_takeover(connection)
             self.world.now += every
@@ -74,10 +74,10 @@ class Watched:
         self.watch.on_wait(connection, seconds)
 
     def remembers(self) -> int:
-        """Entries in the watch's books."""
-        books = [v for v in vars(self.watch).values() if isinstance(v, (dict, set))]
-        assert len(books) >= 6
-        return sum(map(len, books))
+        """Return the number of entries in all tables of the HealthTeller."""
+        tables = [v for v in vars(self.watch).values() if isinstance(v, (dict, set))]
+        assert len(tables) >= 6
+        return sum(map(len, tables))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def at() -> Watched:
     return Watched()
 
 
-def test_without_trouble_nobody_is_told_and_nothing_remembered(at: Watched) -> None:
+def test_without_trouble_nothing_is_sent_or_remembered(at: Watched) -> None:
     one = at.join("a")
     assert at.ticks(100) == []
     at.leave(one)
@@ -95,16 +95,18 @@ def test_without_trouble_nobody_is_told_and_nothing_remembered(at: Watched) -> N
 # Duplicates
 
 
-def test_four_takeovers_in_ten_seconds_are_told_to_all_of_the_key(at: Watched) -> None:
+def test_four_takeovers_in_ten_seconds_are_reported_to_all_connections_of_the_key(
+    at: Watched,
+) -> None:
     one, two, other = at.join("a"), at.join("a"), at.join("b")
     at.take(one, two, one, every=3.3)
     assert at.tick(0) == []
     at.take(two)
     assert at.tick() == [(one, DUPLICATE), (two, DUPLICATE)]
-    assert other not in at.heard
+    assert other not in at.received
 
 
-def test_slower_takeovers_are_no_fight(at: Watched) -> None:
+def test_slower_takeovers_are_not_reported(at: Watched) -> None:
     one, two = at.join("a"), at.join("a")
     for _ in range(10):
         at.take(one, two, every=3.4)
@@ -117,19 +119,19 @@ def test_takeovers_of_other_keys_do_not_count(at: Watched) -> None:
     assert at.tick() == []
 
 
-def test_a_fight_is_told_once_and_over_after_a_quiet_minute(at: Watched) -> None:
+def test_duplicates_are_reported_once_and_cleared_after_a_quiet_minute(at: Watched) -> None:
     one, two = at.join("a"), at.join("a")
     for _ in range(20):
         at.take(one, two, one, two)
         at.tick()
-    assert at.heard == {one: [DUPLICATE], two: [DUPLICATE]}
+    assert at.received == {one: [DUPLICATE], two: [DUPLICATE]}
     assert at.ticks(59) == []
     assert at.tick() == [(one, ""), (two, "")]
     assert at.ticks(100) == []
     assert at.remembers() == 0
 
 
-def test_a_new_login_starts_healthy_in_the_midst_of_a_fight(at: Watched) -> None:
+def test_a_new_duplicate_starts_healthy(at: Watched) -> None:
     one, two = at.join("a"), at.join("a")
     at.take(one, two, one, two)
     at.tick()
@@ -139,7 +141,7 @@ def test_a_new_login_starts_healthy_in_the_midst_of_a_fight(at: Watched) -> None
     assert at.tick() == [(late, DUPLICATE)]
 
 
-def test_who_left_is_told_nothing_and_forgotten(at: Watched) -> None:
+def test_a_connection_that_left_gets_nothing_and_is_forgotten(at: Watched) -> None:
     one, two = at.join("a"), at.join("a")
     at.take(one, two, one, two)
     at.leave(two)
@@ -149,7 +151,7 @@ def test_who_left_is_told_nothing_and_forgotten(at: Watched) -> None:
     assert at.remembers() == 0
 
 
-def test_a_lonely_takeover_is_forgotten(at: Watched) -> None:
+def test_a_single_takeover_is_forgotten(at: Watched) -> None:
     one = at.join("a")
     at.join("a")
     at.take(one)
@@ -161,7 +163,7 @@ def test_a_lonely_takeover_is_forgotten(at: Watched) -> None:
 # Waiting
 
 
-def test_who_waits_most_of_the_time_is_told(at: Watched) -> None:
+def test_a_connection_that_waits_most_of_the_time_gets_a_health_text(at: Watched) -> None:
     one, other = at.join("a"), at.join("b")
     for _ in range(14):
         at.wait(one, 0.6)
@@ -171,10 +173,10 @@ def test_who_waits_most_of_the_time_is_told(at: Watched) -> None:
         at.wait(one, 0.6)
         at.wait(other, 0.4)
         at.tick()
-    assert at.heard == {one: [LIMITED]}
+    assert at.received == {one: [LIMITED]}
 
 
-def test_more_than_half_of_thirty_seconds(at: Watched) -> None:
+def test_waiting_more_than_half_of_thirty_seconds_is_reported(at: Watched) -> None:
     one = at.join("a")
     at.wait(one, 15.0)
     assert at.ticks(100) == []
@@ -183,7 +185,7 @@ def test_more_than_half_of_thirty_seconds(at: Watched) -> None:
     assert at.tick() == [(one, LIMITED)]
 
 
-def test_a_wait_that_goes_on_is_seen_while_it_lasts(at: Watched) -> None:
+def test_a_long_wait_is_reported_while_it_lasts(at: Watched) -> None:
     one = at.join("a")
     at.wait(one, 60_000.0)
     assert at.ticks(15) == []
@@ -191,8 +193,8 @@ def test_a_wait_that_goes_on_is_seen_while_it_lasts(at: Watched) -> None:
     assert at.ticks(1000) == []
 
 
-def test_a_wait_may_end_before_its_time(at: Watched) -> None:
-    """And the next one begins where it begins."""
+def test_a_wait_may_end_early(at: Watched) -> None:
+    """The next wait then counts from its own start."""
     one, other = at.join("a"), at.join("b")
     at.wait(one, 60_000.0)
     at.ticks(14)
@@ -205,7 +207,7 @@ def test_a_wait_may_end_before_its_time(at: Watched) -> None:
 
 
 def test_waits_that_overlap_count_once(at: Watched) -> None:
-    """A debt that grows is one wait that ends later."""
+    """A growing debt is one wait that ends later."""
     one = at.join("a")
     for _ in range(100):
         at.wait(one, 10.0)
@@ -222,21 +224,21 @@ def test_many_short_waits_add_up(at: Watched) -> None:
     for _ in range(320):
         at.wait(one, 0.06)
         at.tick(0.1)
-    assert at.heard == {one: [LIMITED]}
+    assert at.received == {one: [LIMITED]}
 
 
-def test_being_limited_is_over_a_minute_after_it_was_last_so(at: Watched) -> None:
+def test_rate_limited_is_cleared_a_minute_after_the_last_time_it_was_true(at: Watched) -> None:
     one = at.join("a")
     at.wait(one, 20.0)
     at.ticks(20)
-    assert at.heard == {one: [LIMITED]}
+    assert at.received == {one: [LIMITED]}
     # The last 30 seconds hold more than 15 of waiting until 34 seconds after the start.
     assert at.ticks(34 + 59 - 20) == []
     assert at.tick() == [(one, "")]
     assert at.remembers() == 0
 
 
-def test_who_left_while_waiting_is_forgotten(at: Watched) -> None:
+def test_a_connection_that_left_while_waiting_is_forgotten(at: Watched) -> None:
     one = at.join("a")
     at.wait(one, 60_000.0)
     at.ticks(20)
@@ -248,7 +250,7 @@ def test_who_left_while_waiting_is_forgotten(at: Watched) -> None:
 # The certificate
 
 
-def test_everybody_hears_of_the_certificate_once(at: Watched) -> None:
+def test_all_connections_get_the_certificate_problem_once(at: Watched) -> None:
     one, two = at.join("a"), at.join("b")
     at.watch.set_certificate_problem(CERTIFICATE)
     assert at.tick() == [(one, CERTIFICATE), (two, CERTIFICATE)]
@@ -261,36 +263,36 @@ def test_everybody_hears_of_the_certificate_once(at: Watched) -> None:
     assert at.remembers() == 0
 
 
-def test_a_new_login_hears_of_the_certificate_at_once_and_only_once(at: Watched) -> None:
+def test_a_new_login_gets_the_certificate_problem_at_once_and_once(at: Watched) -> None:
     at.watch.set_certificate_problem(CERTIFICATE)
     one = at.join("a")
-    assert at.heard == {one: [CERTIFICATE]}
+    assert at.received == {one: [CERTIFICATE]}
     assert at.ticks(10) == []
     at.watch.set_certificate_problem(None)
     assert at.tick() == [(one, "")]
     other = at.join("b")
-    assert other not in at.heard
+    assert other not in at.received
 
 
-def test_a_problem_that_is_over_before_it_was_told_is_not_told(at: Watched) -> None:
+def test_a_problem_that_ends_before_a_tick_is_not_sent(at: Watched) -> None:
     at.join("a")
     at.watch.set_certificate_problem(CERTIFICATE)
     at.watch.set_certificate_problem(None)
     assert at.tick() == []
 
 
-def test_a_crowd_is_told_bit_by_bit(at: Watched) -> None:
+def test_a_problem_is_sent_to_many_connections_over_several_ticks(at: Watched) -> None:
     crowd = {at.join(f"{n:032}") for n in range(2500)}
     at.watch.set_certificate_problem(CERTIFICATE)
-    told = [at.tick() for _ in range(4)]
-    assert [len(each) for each in told] == [1000, 1000, 500, 0]
-    assert {connection for each in told for connection, _ in each} == crowd
+    sent = [at.tick() for _ in range(4)]
+    assert [len(each) for each in sent] == [1000, 1000, 500, 0]
+    assert {connection for each in sent for connection, _ in each} == crowd
 
 
 # Several at once
 
 
-def test_several_troubles_are_one_text_and_go_one_by_one(at: Watched) -> None:
+def test_several_troubles_are_one_text_and_are_cleared_one_by_one(at: Watched) -> None:
     one, two = at.join("a"), at.join("a")
     at.wait(one, 20.0)
     at.ticks(20)
@@ -299,14 +301,14 @@ def test_several_troubles_are_one_text_and_go_one_by_one(at: Watched) -> None:
     at.ticks(200)
     at.watch.set_certificate_problem(None)
     at.tick()
-    assert at.heard[one] == [
+    assert at.received[one] == [
         LIMITED,
         f"{DUPLICATE}; {LIMITED}; {CERTIFICATE}",
         f"{LIMITED}; {CERTIFICATE}",
         CERTIFICATE,
         "",
     ]
-    assert at.heard[two] == [f"{DUPLICATE}; {CERTIFICATE}", CERTIFICATE, ""]
+    assert at.received[two] == [f"{DUPLICATE}; {CERTIFICATE}", CERTIFICATE, ""]
     assert at.remembers() == 0
 
 
@@ -317,36 +319,36 @@ def test_texts_fit_a_line_that_a_client_shows(text: str) -> None:
     assert len(text) < 250
 
 
-# What is said of the certificate
+# The text about the certificate
 
 END = datetime(2026, 4, 1, 12, 30, tzinfo=UTC)
 
 
-def test_a_certificate_that_is_about_to_expire() -> None:
+def test_the_text_about_a_certificate_that_expires_soon() -> None:
     text = expiry_text("derp.example.com", END, END - timedelta(days=18))
     assert "derp.example.com expires on 2026-04-01 12:30 UTC" in text
     assert text.isprintable()
     assert expiry_text("derp.example.com", END, END - timedelta(seconds=1)) == text
 
 
-def test_a_certificate_that_expired() -> None:
+def test_the_text_about_an_expired_certificate() -> None:
     text = expiry_text("derp.example.com", END, END)
     assert "derp.example.com expired on 2026-04-01 12:30 UTC" in text
 
 
-def test_the_zone_of_the_times_does_not_matter() -> None:
+def test_the_time_zone_does_not_matter() -> None:
     zone = timezone(timedelta(hours=5))
     now = END - timedelta(days=1)
     text = expiry_text("derp.example.com", END.astimezone(zone), now.astimezone(zone))
     assert text == expiry_text("derp.example.com", END, now)
 
 
-# Clients that are not known to take the frame
+# Clients that are not known to accept Health frames
 
 
 @pytest.mark.parametrize("tell_all", [False, True])
-def test_a_client_that_is_not_known_to_take_it_is_told_only_if_all_are(tell_all: bool) -> None:
-    """By none of the three triggers; a known connection of the same key is told all the same."""
+def test_a_client_not_known_to_accept_health_frames_gets_none_unless_all_do(tell_all: bool) -> None:
+    """For none of the three troubles. A known connection of the same key gets them all the same."""
     at = Watched(tell_all=tell_all)
     bare, known = at.join("a"), at.join("a")
     bare.takes_health = False
@@ -356,8 +358,8 @@ def test_a_client_that_is_not_known_to_take_it_is_told_only_if_all_are(tell_all:
     at.watch.set_certificate_problem(CERTIFICATE)
     at.tick()
     at.watch.on_login(bare)
-    assert at.heard.get(bare, [""])[-1] == (CERTIFICATE if tell_all else "")
-    assert at.heard[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]
+    assert at.received.get(bare, [""])[-1] == (CERTIFICATE if tell_all else "")
+    assert at.received[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]
 
 
 def test_takeovers_are_not_followed_after_the_end(at: Watched) -> None:

@@ -1,4 +1,4 @@
-"""Health frames, from what happens to a connection to what its client reads."""
+"""Health frames, from the event at a connection to what its client reads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def join(core: ConnectionContext) -> Wire:
 
 
 def twin(wire: Wire) -> Wire:
-    """Another connection with the same key."""
+    """Return another connection with the same key."""
     other = Wire(wire.core)
     other.private = wire.private
     other.session = ClientSession(
@@ -59,7 +59,7 @@ def twin(wire: Wire) -> Wire:
 
 
 def problems(wire: Wire) -> list[str]:
-    """The texts of Health frames since the last look."""
+    """Return the texts of Health frames since the last call."""
     return [each.problem for each in wire.messages() if isinstance(each, Health)]
 
 
@@ -69,14 +69,14 @@ def fight(*wires: Wire) -> None:
             wire.feed(pack_ping(b"12345678"))
 
 
-def test_a_healthy_client_hears_nothing(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_a_healthy_client_gets_no_health_frame(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = join(core)
     loop.advance(300)
     assert problems(wire) == []
     assert health(core).told == health(core).cleared == 0
 
 
-def test_a_fight_is_told_within_a_second_and_taken_back_after_a_minute(
+def test_duplicates_are_reported_within_a_second_and_cleared_after_a_minute(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     one, other = join(core), join(core)
@@ -93,8 +93,10 @@ def test_a_fight_is_told_within_a_second_and_taken_back_after_a_minute(
     assert health(core).cleared == 2
 
 
-def test_a_duplicate_that_only_listens_is_no_fight(core: ConnectionContext, loop: FakeLoop) -> None:
-    """Else each reconnect would be one, while the old connection is still there."""
+def test_a_duplicate_that_sends_nothing_is_not_reported(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
+    """Otherwise each reconnect would be reported, while the old connection is still open."""
     one = join(core)
     two = twin(one)
     fight(two)
@@ -102,7 +104,7 @@ def test_a_duplicate_that_only_listens_is_no_fight(core: ConnectionContext, loop
     assert problems(one) == problems(two) == []
 
 
-def test_a_fighter_that_left_is_not_written_to(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_a_duplicate_that_left_gets_no_frame(core: ConnectionContext, loop: FakeLoop) -> None:
     one = join(core)
     two = twin(one)
     fight(one, two)
@@ -111,7 +113,7 @@ def test_a_fighter_that_left_is_not_written_to(core: ConnectionContext, loop: Fa
     assert problems(one) == [Trouble.DUPLICATE.value, ""]
 
 
-def test_who_waits_for_its_limit_most_of_the_time_is_told(
+def test_a_client_that_waits_for_its_rate_limit_most_of_the_time_is_notified(
     core: ConnectionContext, loop: FakeLoop, tmp_path: Path
 ) -> None:
     path = tmp_path / "rates.json"
@@ -130,10 +132,10 @@ def test_who_waits_for_its_limit_most_of_the_time_is_told(
 
 
 @pytest.mark.parametrize("lifted_after", [5.0, 20.0])
-def test_a_limit_that_is_lifted_ends_the_wait_that_was_foreseen(
+def test_lifting_a_limit_ends_the_expected_wait(
     core: ConnectionContext, loop: FakeLoop, tmp_path: Path, lifted_after: float
 ) -> None:
-    """Half an hour was, and who was told hears a minute later that all is well."""
+    """Half an hour was expected. A client that got the text gets the empty one a minute later."""
     path = tmp_path / "rates.json"
     path.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 1}))
     core.limits = limits = Limits(core.loop, core.router.counters, path, observer=health(core))
@@ -141,19 +143,19 @@ def test_a_limit_that_is_lifted_ends_the_wait_that_was_foreseen(
     for size in (MIN_BURST, 2000):
         wire.feed(pack_send_packet(other.private.public, bytes(size - 32)))
     loop.advance(lifted_after)
-    told = [Trouble.RATE_LIMITED.value] if lifted_after > 15 else []
-    assert problems(wire) == told
+    texts = [Trouble.RATE_LIMITED.value] if lifted_after > 15 else []
+    assert problems(wire) == texts
     path.write_text("{}")
     assert limits.reload()
     wire.protocol.limit_again()
     other.protocol.limit_again()
     loop.advance(15 + 61)
-    assert problems(wire) == [""] * len(told)
+    assert problems(wire) == [""] * len(texts)
     loop.advance(600)
     assert problems(wire) == []
 
 
-def test_it_looks_once_a_second(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_health_frames_are_sent_once_a_second(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = join(core)
     health(core).set_certificate_problem(PROBLEM)
     loop.advance(TICK)
@@ -165,7 +167,7 @@ def test_it_looks_once_a_second(core: ConnectionContext, loop: FakeLoop) -> None
     assert problems(wire) == [""]
 
 
-def test_the_certificate_is_told_to_all_and_to_who_comes(
+def test_a_certificate_problem_is_sent_to_all_clients_and_to_new_ones(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     one = join(core)
@@ -186,7 +188,7 @@ def test_the_certificate_is_told_to_all_and_to_who_comes(
     assert problems(join(core)) == []
 
 
-def test_one_that_does_not_read_gets_it_behind_what_waits(
+def test_a_client_that_does_not_read_gets_it_behind_waiting_frames(
     core: ConnectionContext, loop: FakeLoop
 ) -> None:
     wire, other = join(core), join(core)
@@ -201,7 +203,9 @@ def test_one_that_does_not_read_gets_it_behind_what_waits(
     assert problem == Health(PROBLEM)
 
 
-def test_a_fight_costs_one_frame_however_long(core: ConnectionContext, loop: FakeLoop) -> None:
+def test_duplicates_are_reported_with_one_frame_however_long_they_last(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     one = join(core)
     two = twin(one)
     for _ in range(50):
@@ -210,8 +214,8 @@ def test_a_fight_costs_one_frame_however_long(core: ConnectionContext, loop: Fak
     assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
 
 
-async def test_a_relay_tells_of_its_own_certificate(tmp_path: Path) -> None:
-    """Whoever is there and whoever comes, until it is renewed."""
+async def test_a_relay_reports_its_own_certificate(tmp_path: Path) -> None:
+    """To connected and to new clients, until it is renewed."""
     write_pair(tmp_path, NAME, days=60)
     config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME))
     async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()) as (first,):

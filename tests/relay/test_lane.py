@@ -30,7 +30,7 @@ from tests.relay.world import World, disco, key, packet, public
 
 @pytest.fixture(params=LANES)
 def world(request: pytest.FixtureRequest) -> World:
-    """A relay without clients, for each way to relay."""
+    """A relay without clients, for each implementation of the lane."""
     return World(LANES[request.param])
 
 
@@ -43,7 +43,7 @@ def recv(name: str, data: bytes) -> bytes:
 
 
 class TestRuns:
-    """Neighbouring packets to one destination leave as one slice."""
+    """Neighbouring packets to one destination are forwarded as one slice."""
 
     def test_each_run_is_one_slice_in_the_order_of_arrival(self, world: World) -> None:
         a, b, c = (world.join(name) for name in "abc")
@@ -63,13 +63,13 @@ class TestRuns:
         world.send(a, b, b"", b"x", b"")
         assert b.connection.out == [recv("a", b"") + recv("a", b"x") + recv("a", b"")]
 
-    def test_another_frame_ends_a_run_and_the_next_begins_behind_it(self, world: World) -> None:
+    def test_another_frame_ends_a_run_and_the_next_starts_behind_it(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.feed(a, send("b", b"1"), pack_ping(b"12345678"), send("b", b"2"), send("b", b"3"))
         assert b.connection.out == [recv("a", b"1"), recv("a", b"2") + recv("a", b"3")]
         assert world.got(a) == [Pong(b"12345678")]
 
-    def test_runs_of_several_senders_leave_in_one_write(self, world: World) -> None:
+    def test_runs_of_several_senders_are_one_write(self, world: World) -> None:
         a, b, c = (world.join(name) for name in "abc")
         world.send(a, c, b"1", b"2")
         world.send(b, c, b"3")
@@ -107,7 +107,7 @@ class TestRuns:
         assert a.connection.sent_to == {b.connection, c.connection}
         assert a.connection.sent_to is world.registry.sent_to[a.key]
 
-    def test_a_destination_may_go_between_two_runs_of_one_read(self, world: World) -> None:
+    def test_a_destination_may_leave_between_two_runs_of_one_read(self, world: World) -> None:
         r, b = world.join("r", mesh=True), world.join("b")
         world.feed(r, send("b", b"1"), pack_close_peer(public("b")), send("b", b"22"))
         assert b.closed
@@ -139,7 +139,7 @@ STREAM = [
 
 
 class TestCuts:
-    """Reads end anywhere."""
+    """A read may end at any byte."""
 
     def test_a_stream_cut_at_any_offset_is_the_same_stream(self) -> None:
         stream = b"".join(STREAM)
@@ -165,7 +165,7 @@ class TestCuts:
         assert world.counters.unknown_frames == 1
 
     @pytest.mark.parametrize("frame", [*STREAM[:4], *STREAM[5:]])
-    def test_an_incomplete_frame_is_left_as_it_came(self, world: World, frame: bytes) -> None:
+    def test_an_incomplete_frame_is_kept_unchanged(self, world: World, frame: bytes) -> None:
         a, b = world.join("a"), world.join("b")
         for size in range(len(frame)):
             world.feed(a, frame[:size])
@@ -178,17 +178,19 @@ class TestCuts:
         assert world.got(a) == []
         assert len(world.got(b)) == len(frame)
 
-    def test_nothing_is_used_up_of_nothing(self, world: World) -> None:
+    def test_an_empty_read_uses_no_byte(self, world: World) -> None:
         a = world.join("a")
         world.feed(a, b"")
         assert a.tail == b""
 
 
 class TestSkip:
-    """Unknown frames are thrown away as they come, up to the length of the largest packet."""
+    """Unknown frames are discarded as they arrive, up to the length of the largest packet."""
 
     @pytest.mark.parametrize("kind", [0xFE, 0x77, 0x13, 0x02, 0x05, 0x14])
-    def test_the_longest_is_announced_and_nothing_is_kept(self, world: World, kind: int) -> None:
+    def test_the_longest_unknown_frame_is_skipped_and_not_kept(
+        self, world: World, kind: int
+    ) -> None:
         a, b = world.join("a"), world.join("b")
         world.feed(a, send("b", b"before"), frame_header(kind, 65568))
         assert (a.tail, a.connection.skip) == (b"", 65568)
@@ -201,7 +203,7 @@ class TestSkip:
 
     @pytest.mark.parametrize("kind", [0xFE, 0x77, 0x13, 0x02, 0x05, 0x14])
     @pytest.mark.parametrize("length", [65569, 2**20, 2**32 - 1])
-    def test_a_longer_one_ends_the_connection_by_its_header(
+    def test_a_longer_unknown_frame_ends_the_connection_at_its_header(
         self, world: World, kind: int, length: int
     ) -> None:
         a, b = world.join("a"), world.join("b")
@@ -211,7 +213,7 @@ class TestSkip:
         assert world.got(b)[0] == packet("a", b"before")
 
     @pytest.mark.parametrize("first", [5, 6, 40, 104])
-    def test_frames_behind_a_skipped_one_count_again(self, world: World, first: int) -> None:
+    def test_frames_behind_a_skipped_one_are_relayed(self, world: World, first: int) -> None:
         a, b = world.join("a"), world.join("b")
         stream = pack_frame(0x77, send("b", b"inside").ljust(100, b"\x04"))
         world.feed(a, stream[:first])
@@ -224,14 +226,14 @@ class TestSkip:
         assert world.counters.unknown_frames == 1
         world.check()
 
-    def test_a_skipped_frame_that_ends_with_the_read_is_over(self, world: World) -> None:
+    def test_a_skipped_frame_may_end_with_the_read(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.feed(a, frame_header(0x77, 10))
         world.feed(a, bytes(10))
         world.send(a, b, b"x")
         assert world.got(b) == [packet("a", b"x")]
 
-    def test_two_skipped_frames_in_a_row(self, world: World) -> None:
+    def test_two_frames_in_a_row_are_skipped(self, world: World) -> None:
         a = world.join("a")
         world.feed(a, frame_header(0x77, 10))
         world.feed(a, bytes(10) + frame_header(0x78, 7) + b"x")
@@ -239,7 +241,7 @@ class TestSkip:
         world.feed(a, bytes(6) + pack_frame(0x79))
         assert world.counters.unknown_frames == 3
 
-    def test_an_error_behind_a_skipped_frame_is_an_error(self, world: World) -> None:
+    def test_an_error_behind_a_skipped_frame_is_raised(self, world: World) -> None:
         a = world.join("a")
         world.feed(a, frame_header(0x77, 10))
         with pytest.raises(RemoteProtocolError, match="short ping: 0"):
@@ -247,7 +249,7 @@ class TestSkip:
 
 
 class TestRefusals:
-    """What is not allowed is refused at its header."""
+    """Illegal frames are refused at their header."""
 
     @pytest.mark.parametrize(
         ("header", "text"),
@@ -262,7 +264,7 @@ class TestRefusals:
             (frame_header(FrameType.NOTE_PREFERRED, 2), "frameNotePreferred wrong size"),
         ],
     )
-    def test_before_the_payload_comes_and_after_what_stood_before(
+    def test_frames_before_the_header_count_and_the_payload_is_not_awaited(
         self, world: World, header: bytes, text: str
     ) -> None:
         a, b = world.join("a"), world.join("b")
@@ -280,7 +282,7 @@ class TestRefusals:
         with pytest.raises(RemoteProtocolError, match=r"longer \(65537\) than max of 65536"):
             world.feed(a, pack_frame(FrameType.SEND_PACKET, b.key + largest + b"x"))
 
-    def test_a_mesh_frame_may_be_cut_for_who_may_send_it(self, world: World) -> None:
+    def test_mesh_frames_of_a_mesh_peer_may_be_cut_anywhere(self, world: World) -> None:
         r, a = world.join("r", mesh=True), world.join("a")
         frames = pack_forward_packet(public("far"), public("a"), b"x") + pack_watch_conns()
         for byte in frames:
@@ -290,7 +292,7 @@ class TestRefusals:
 
 
 class TestActivity:
-    """Of several connections of a key, whoever sends a frame gets its packets."""
+    """Of several connections of a key, the last that sent a frame gets its packets."""
 
     @pytest.mark.parametrize(
         "frame",
@@ -307,11 +309,11 @@ class TestActivity:
         world.feed(a1, frame)
         assert world.registry.active == {a1.key: a1.connection}
         world.feed(a2, frame[:4])
-        assert world.registry.active == {a1.key: a1.connection}, "less than a header is none"
+        assert world.registry.active == {a1.key: a1.connection}, "half a header is no activity"
         world.feed(a2, frame[4:])
         assert world.registry.active == {a1.key: a2.connection}
 
-    def test_the_inside_of_a_skipped_frame_is_none(self, world: World) -> None:
+    def test_bytes_inside_a_skipped_frame_are_no_activity(self, world: World) -> None:
         a1, a2 = world.join("a"), world.join("a")
         world.feed(a1, frame_header(0x77, 200))
         world.feed(a2, pack_frame(0x77))
@@ -320,7 +322,9 @@ class TestActivity:
         world.feed(a1, bytes(100) + pack_frame(0x77))
         assert world.registry.active == {a1.key: a1.connection}
 
-    def test_a_packet_to_the_own_key_comes_back_to_who_sent_it(self, world: World) -> None:
+    def test_a_packet_to_the_own_key_returns_to_the_connection_that_sent_it(
+        self, world: World
+    ) -> None:
         a1, a2 = world.join("a"), world.join("a")
         world.send(a1, "a", b"x")
         assert world.got(a1) == [packet("a", b"x")]
@@ -328,7 +332,7 @@ class TestActivity:
 
 
 def test_only_the_given_bytes_of_a_buffer_are_read(world: World) -> None:
-    """The buffer is shared and larger than what one read brings."""
+    """The buffer is shared, and larger than one read."""
     a, b = world.join("a"), world.join("b")
     data = bytearray(send("b", b"1") + send("b", b"2"))
     with memoryview(data) as view:
@@ -340,7 +344,7 @@ def test_only_the_given_bytes_of_a_buffer_are_read(world: World) -> None:
     assert set(map(repr, world.got(b))) == {repr(packet("a", b"1"))}
 
 
-def test_a_flood_of_frames_that_are_no_packets_ends_the_connection(world: World) -> None:
+def test_too_many_frames_without_packets_end_the_connection(world: World) -> None:
     client = world.join("a")
     unknown = b"\x7f\0\0\0\0"
     world.feed(client, unknown * 4096)

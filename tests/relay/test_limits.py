@@ -1,4 +1,4 @@
-"""The file of rate limits, and the bucket."""
+"""The rate limit file, and the token bucket."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def refusal(data: bytes | str) -> str:
     return text
 
 
-def test_the_least_burst_is_the_largest_frame() -> None:
+def test_the_minimum_burst_is_the_largest_frame() -> None:
     assert MIN_BURST == 65568
 
 
 # derper's members
 
 
-def test_rate_and_burst() -> None:
+def test_rate_and_burst_are_read() -> None:
     config = parse({"PerClientRateLimitBytesPerSec": 125000, "PerClientRateBurstBytes": 250000})
     assert config == RateConfig(RateLimit(125000, 250000))
 
 
-def test_a_rate_alone_has_the_least_burst() -> None:
+def test_a_rate_alone_has_the_minimum_burst() -> None:
     assert parse({"PerClientRateLimitBytesPerSec": 1}).default == RateLimit(1, MIN_BURST)
 
 
@@ -75,19 +75,19 @@ def test_no_rate_is_no_limit(value: object) -> None:
     assert parse(value) == RateConfig()
 
 
-def test_names_are_taken_in_any_case_and_the_last_counts() -> None:
+def test_member_names_may_have_any_case_and_the_last_counts() -> None:
     text = b'{"perclientratelimitbytespersec": 7, "PERCLIENTRATELIMITBYTESPERSEC": 8}'
     assert parse_rate_config(text, WHERE).default == RateLimit(8, MIN_BURST)
     text = b'{"PerClientRateLimitBytesPerSec": 7, "PerClientRateLimitBytesPerSec": 9}'
     assert parse_rate_config(text, WHERE).default == RateLimit(9, MIN_BURST)
 
 
-def test_the_largest_number_that_upstream_takes() -> None:
+def test_the_largest_number_of_upstream_is_accepted() -> None:
     config = parse({"PerClientRateLimitBytesPerSec": 2**64 - 1})
     assert config.default == RateLimit(2**64 - 1, MIN_BURST)
 
 
-def test_unknown_members_are_passed_over_and_named() -> None:
+def test_unknown_members_are_ignored_and_listed() -> None:
     config = parse({"PerClientRateLimitBytesPerSecond": 5, "x\n" + "y" * 100: []})
     assert config.default is None
     assert config.ignored == ("PerClientRateLimitBytesPerSecond", "x\\n" + "y" * 76 + "…")
@@ -120,7 +120,7 @@ def test_a_label_is_one_short_line() -> None:
     assert len(config.labels[KEY.raw]) == 200
 
 
-def test_a_key_may_be_limited_where_others_are_not() -> None:
+def test_a_key_may_be_limited_while_others_are_not() -> None:
     config = parse({"PerKey": {str(KEY): {"BytesPerSec": 9}}})
     assert config.limit_for(KEY.raw) == RateLimit(9, MIN_BURST)
     assert config.limit_for(OTHER.raw) is None
@@ -143,11 +143,11 @@ def test_a_key_may_be_limited_where_others_are_not() -> None:
         ('"' + "\u202e" * 200 + '"', 'want an object {…}, got "\\u202e'),
     ],
 )
-def test_what_is_no_json_object_is_refused(text: str, says: str) -> None:
+def test_anything_but_a_json_object_is_refused(text: str, says: str) -> None:
     assert says in refusal(text)
 
 
-def test_what_is_no_utf8_is_refused_with_its_line() -> None:
+def test_invalid_utf8_is_refused_with_its_line() -> None:
     assert "line 2: not UTF-8" in refusal(b'{\n"\xff": 1}')
 
 
@@ -164,7 +164,7 @@ def test_what_is_no_utf8_is_refused_with_its_line() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["PerClientRateLimitBytesPerSec", "PerClientRateBurstBytes"])
-def test_what_is_no_number_of_bytes_is_refused(name: str, value: object, got: str) -> None:
+def test_an_invalid_number_of_bytes_is_refused(name: str, value: object, got: str) -> None:
     text = refusal(json.dumps({name: value}))
     assert f"{name}: want a whole number of bytes, 0 or more, {got}" in text
 
@@ -192,18 +192,18 @@ def test_a_wrong_limit_of_a_key_is_refused(value: object, says: str) -> None:
     assert says in refusal(json.dumps({"PerKey": value}))
 
 
-def test_a_key_that_is_spelled_alike_twice_is_refused() -> None:
+def test_a_repeated_key_is_refused() -> None:
     entry = f'"{KEY}": {{"BytesPerSec": 1}}'
     assert "this key is there twice" in refusal(f'{{"PerKey": {{{entry}, {entry}}}}}')
 
 
-def test_many_keys_take_no_time() -> None:
+def test_many_keys_are_read() -> None:
     keys = {f"nodekey:{n:064x}": {"BytesPerSec": n} for n in range(20_000)}
     assert len(parse({"PerKey": keys}).keys) == 20_000
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     problem = ""
     try:
         parse_rate_config(data, WHERE)
@@ -220,7 +220,7 @@ def bucket(rate: int, burst: int) -> RateBucket:
 
 
 def test_the_burst_is_free_and_what_exceeds_it_waits_for_its_rate() -> None:
-    """Two full charges of the least burst, at a burst a second: none, then exactly one second."""
+    """The second full charge at a rate of one burst a second waits for exactly one second."""
     full = bucket(MIN_BURST, MIN_BURST)
     assert full.charge(MIN_BURST, 100.0) == 0
     assert full.charge(MIN_BURST, 100.0) == 1.0
@@ -228,7 +228,7 @@ def test_the_burst_is_free_and_what_exceeds_it_waits_for_its_rate() -> None:
     assert full.charge(1, 101.0) > 0
 
 
-def test_debts_add_up_and_are_paid_by_time() -> None:
+def test_debts_add_up_and_shrink_with_time() -> None:
     slow = bucket(1000, 5000)
     assert slow.charge(6000, 100.0) == 1.0
     assert slow.charge(1000, 100.5) == 1.5
@@ -236,7 +236,7 @@ def test_debts_add_up_and_are_paid_by_time() -> None:
     assert slow.charge(0, 102.0) == 0
 
 
-def test_no_more_than_the_burst_is_saved() -> None:
+def test_a_bucket_never_holds_more_than_the_burst() -> None:
     full = bucket(1000, 5000)
     assert full.charge(0, 10_000.0) == 0
     assert full.charge(5000, 10_000.0) == 0
@@ -255,8 +255,10 @@ def test_a_clock_that_goes_back_refills_nothing() -> None:
     burst=st.integers(MIN_BURST, 10**7),
     sizes=st.lists(st.integers(0, 200_000), min_size=1, max_size=50),
 )
-def test_who_waits_as_told_keeps_the_limit(rate: int, burst: int, sizes: list[int]) -> None:
-    """Whatever is sent, the burst and the rate are exceeded by the last charge at most."""
+def test_waiting_as_long_as_charge_returns_keeps_the_limit(
+    rate: int, burst: int, sizes: list[int]
+) -> None:
+    """Burst and rate are exceeded by the last charge at most."""
     held = bucket(rate, burst)
     now, sent = 100.0, 0
     for size in sizes:
@@ -271,7 +273,7 @@ SMALL = RateLimit(1000, MIN_BURST)
 
 
 def spend(buckets: RateBuckets, n: int, size: int = MIN_BURST, now: float = 0.0) -> None:
-    """A connection of key n comes, sends and leaves."""
+    """Connect with key `n`, charge `size` bytes, and disconnect."""
     buckets.charge(buckets.of(n.to_bytes(32), SMALL, now), size, now)
 
 
@@ -279,14 +281,14 @@ def debt(buckets: RateBuckets, n: int, now: float) -> float:
     return buckets.of(n.to_bytes(32), SMALL, now).charge(0, now)
 
 
-def test_a_key_has_one_bucket_and_another_key_another() -> None:
+def test_each_key_has_its_own_bucket() -> None:
     buckets = RateBuckets()
     one = buckets.of(KEY.raw, SMALL, 0.0)
     assert buckets.of(KEY.raw, SMALL, 0.0) is one
     assert buckets.of(OTHER.raw, SMALL, 0.0) is not one
 
 
-def test_a_debt_outlives_its_connections() -> None:
+def test_a_debt_outlives_the_connections_of_its_key() -> None:
     buckets = RateBuckets()
     spend(buckets, 1, MIN_BURST + 5000)
     assert debt(buckets, 1, 2.0) == 3.0
@@ -294,7 +296,7 @@ def test_a_debt_outlives_its_connections() -> None:
     assert debt(buckets, 1, 2.0) == 4.0
 
 
-def test_who_sent_nothing_is_not_remembered() -> None:
+def test_a_key_that_sent_nothing_is_not_remembered() -> None:
     buckets = RateBuckets()
     held = buckets.of(KEY.raw, SMALL, 0.0)
     assert len(buckets) == 1
@@ -303,7 +305,7 @@ def test_who_sent_nothing_is_not_remembered() -> None:
 
 
 def test_buckets_that_are_full_again_are_forgotten() -> None:
-    """With 10 new keys a second and 66 s until one is full, there are never more than 700."""
+    """With 10 new keys a second and 66 s until a bucket is full, there are never more than 700."""
     buckets = RateBuckets()
     for n in range(5000):
         spend(buckets, n, now=n / 10)
@@ -314,7 +316,7 @@ def test_buckets_that_are_full_again_are_forgotten() -> None:
     assert len(buckets) <= 700
 
 
-def test_of_those_in_debt_the_one_that_was_quiet_longest_is_forgotten() -> None:
+def test_beyond_the_bound_the_debt_unused_for_longest_is_forgotten() -> None:
     buckets = RateBuckets()
     held = buckets.of((2).to_bytes(32), SMALL, 0.0)
     for n in range(4):
@@ -338,10 +340,10 @@ def test_of_those_in_debt_the_one_that_was_quiet_longest_is_forgotten() -> None:
         st.tuples(st.integers(0, 3), st.integers(0, 200_000), st.floats(0, 100)), max_size=50
     )
 )
-def test_coming_and_going_is_the_same_as_staying(
+def test_reconnecting_changes_no_wait(
     charges: list[tuple[int, int, float]],
 ) -> None:
-    """For each key as if it had one connection all the time."""
+    """Each key waits as if it had one connection all the time."""
     buckets = RateBuckets()
     staying = [RateBucket(SMALL, 0.0) for _ in range(4)]
     now = 0.0

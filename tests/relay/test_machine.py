@@ -1,6 +1,6 @@
-"""Any life of a relay: clients come, send anything, stall and go, and the books agree.
+"""Random lives of a relay: clients log in, send, stall and leave, and all counts match a model.
 
-Every packet carries a number of its own, so that a simple model can say where it may
+Every packet contains a unique number, so that a simple model can say where it may
 arrive: at the connection that its key had at that time, once, and in order of its kind.
 """
 
@@ -44,13 +44,13 @@ FATES_OF_THE_SLOW = [
     DropReason.WRITE_ERROR,
     DropReason.WRITE_TIMEOUT,
 ]
-"""What becomes of packets for a connection that does not read, or ends."""
+"""Reasons of drops for a connection that does not read, or ends."""
 names = st.sampled_from(KEYS)
 sizes = st.sampled_from([0, 0, 0, 1000, 20_000, 65_000])
 
 
 class Far:
-    """Another relay; takes what is forwarded."""
+    """Another relay; it accepts what is forwarded."""
 
     def __init__(self) -> None:
         self.taken: list[int] = []
@@ -61,18 +61,18 @@ class Far:
 
 
 def number_of(packet: bytes) -> int:
-    """The number that the model gave a packet."""
+    """Return the number that the model put into a packet."""
     return int.from_bytes(packet[6:10], "big")
 
 
 def presents_of(peer: Peer) -> int:
-    """How many PeerPresent frames a connection was written."""
+    """Return how many PeerPresent frames were written to a connection."""
     frames = (frame for write in peer.writes for frame in frames_of(write))
     return sum(frame[0] == FrameType.PEER_PRESENT for frame in frames)
 
 
 class Relay(RuleBasedStateMachine):
-    """Clients do what they like; the model knows what they must see of each other."""
+    """Clients send at random; the model knows the frames that each of them must get."""
 
     peers = Bundle("peers")
 
@@ -83,24 +83,24 @@ class Relay(RuleBasedStateMachine):
         self.everyone: list[Peer] = []
         self.next_number = 1
         self.owed: dict[Peer, list[tuple[int, bytes]]] = {}
-        """What may arrive at each connection: numbers and the RecvPacket frames."""
-        self.news: dict[Peer, Counter[bytes]] = {}
-        """What each connection must be told of others: PeerGone and PeerPresent frames."""
-        self.heard: dict[bytes, set[Peer]] = {}
-        """Source → connections that it wrote to since it came."""
+        """The packets that may arrive at each connection: numbers and RecvPacket frames."""
+        self.notices: dict[Peer, Counter[bytes]] = {}
+        """The PeerGone and PeerPresent frames that each connection must get."""
+        self.received_by: dict[bytes, set[Peer]] = {}
+        """Source → connections that received its packets since it logged in."""
         self.members: dict[bytes, list[Peer]] = {}
         self.current: dict[bytes, Peer] = {}
         """Key → the connection that gets its packets."""
         self.spoke: dict[bytes, list[Peer]] = {}
-        """Key with several connections → those that spoke, the last one last."""
+        """Key with several connections → those that sent a frame, the latest last."""
         self.forwarders: dict[bytes, list[Far]] = {}
         self.forwarded: list[tuple[Far, int]] = []
         self.tokens: dict[Peer, tuple[float, float]] = {}
         self.watching: list[Peer] = []
         self.pictured: dict[Peer, int] = {}
-        """PeerPresent frames that a watcher had been written when its last picture began."""
+        """PeerPresent frames written to a watcher when its last full list began."""
         self.slow: set[Peer] = set()
-        """Who did not always read at once."""
+        """Clients that did not always read at once."""
         self.lost: Counter[DropReason] = Counter()
 
     # The model
@@ -115,20 +115,20 @@ class Relay(RuleBasedStateMachine):
         tokens = min(3.0, tokens + self.world.now - at)
         if tokens >= 1:
             tokens -= 1
-            self.news[peer][pack_frame(FrameType.PEER_GONE, raw + NOT_HERE)] += 1
+            self.notices[peer][pack_frame(FrameType.PEER_GONE, raw + NOT_HERE)] += 1
         self.tokens[peer] = (tokens, self.world.now)
 
     def left_region(self, raw: bytes) -> None:
-        for peer in self.heard.pop(raw, ()):
+        for peer in self.received_by.pop(raw, ()):
             if not peer.left:
-                self.news[peer][pack_frame(FrameType.PEER_GONE, raw + DISCONNECTED)] += 1
+                self.notices[peer][pack_frame(FrameType.PEER_GONE, raw + DISCONNECTED)] += 1
 
     def on_packet(self, asker: Peer, src: bytes, dst: bytes, packet: bytes, *, hop: bool) -> None:
         target = self.current.get(dst)
         if target is not None:
             frame = pack_frame(FrameType.RECV_PACKET, src + packet)
             self.owed[target].append((number_of(packet), frame))
-            self.heard.setdefault(src, set()).add(target)
+            self.received_by.setdefault(src, set()).add(target)
         elif hop and self.forwarders.get(dst):
             self.forwarded.append((self.forwarders[dst][0], number_of(packet)))
         else:
@@ -138,7 +138,7 @@ class Relay(RuleBasedStateMachine):
                 self.not_here(asker, dst)
 
     def on_leave(self, peer: Peer) -> None:
-        """After it left: who takes over, or who is told."""
+        """Update the model after a departure: a takeover, or PeerGone."""
         raw = peer.key
         self.members[raw].remove(peer)
         if peer in self.watching:
@@ -153,7 +153,7 @@ class Relay(RuleBasedStateMachine):
             return
         del self.current[raw]
         for watcher in self.watching:
-            self.news[watcher][pack_frame(FrameType.PEER_GONE, peer.key + DISCONNECTED)] += 1
+            self.notices[watcher][pack_frame(FrameType.PEER_GONE, peer.key + DISCONNECTED)] += 1
         if not self.forwarders.get(peer.key):
             self.left_region(peer.key)
 
@@ -172,17 +172,17 @@ class Relay(RuleBasedStateMachine):
     def join(self, name: str, mesh: bool) -> Peer:
         peer = self.world.join(name, mesh=mesh)
         self.everyone.append(peer)
-        self.owed[peer], self.news[peer] = [], Counter()
+        self.owed[peer], self.notices[peer] = [], Counter()
         self.tokens[peer] = (3.0, self.world.now)
         members = self.members.setdefault(peer.key, [])
         members.append(peer)
         self.current[peer.key] = peer
         if len(members) == 2:
-            self.spoke[peer.key] = members[:1]  # the second has not spoken yet
+            self.spoke[peer.key] = members[:1]  # the second has not sent a frame yet
         elif len(members) > 2:
             self.spoke[peer.key].append(peer)
         for watcher in self.watching:
-            self.news[watcher][peer.connection.present_frame()] += 1
+            self.notices[watcher][peer.connection.present_frame()] += 1
         return peer
 
     @rule(peer=consumes(peers))
@@ -235,7 +235,7 @@ class Relay(RuleBasedStateMachine):
         if self.refused(peer, pack_watch_conns()):
             return
         if not repeat:
-            self.news[peer].update(present)
+            self.notices[peer].update(present)
             self.pictured[peer] = written
         if peer not in self.watching:
             self.watching.append(peer)
@@ -253,7 +253,7 @@ class Relay(RuleBasedStateMachine):
             self.on_leave(target)
 
     def refused(self, peer: Peer, frame: bytes) -> bool:
-        """Send a frame that needs the mesh key; gives whether the connection ended for it."""
+        """Send a frame that needs the mesh key; return whether it ended the connection."""
         if peer.connection.can_mesh:
             self.world.feed(peer, frame)
             return False
@@ -320,7 +320,7 @@ class Relay(RuleBasedStateMachine):
     # What must hold
 
     @invariant()
-    def books_agree(self) -> None:
+    def counts_match(self) -> None:
         self.world.check()
         registry = self.world.registry
         active = {raw: connection.sink for raw, connection in registry.active.items()}
@@ -332,7 +332,7 @@ class Relay(RuleBasedStateMachine):
             assert forwarders.get(key(name)) is (known[0] if known else None)
 
     @invariant()
-    def far_relays_got_theirs(self) -> None:
+    def other_relays_got_their_packets(self) -> None:
         for far in self.far:
             assert far.taken == [number for to, number in self.forwarded if to is far]
 
@@ -343,7 +343,7 @@ class Relay(RuleBasedStateMachine):
                 assert self.world.counters.dropped(reason) == self.lost[reason]
 
     def teardown(self) -> None:
-        """All read what is left for them, and go; nothing remains."""
+        """Let all clients read what is left for them, and leave; no state remains."""
         for peer in list(self.world.peers):
             peer.read()
         self.world.flush()
@@ -364,7 +364,7 @@ class Relay(RuleBasedStateMachine):
         assert len(self.world.router.forwarders) == 0
 
     def arrivals(self, peer: Peer) -> int:
-        """Check what a connection was sent; gives how many packets that were."""
+        """Check the frames that a connection got; return how many packets it got."""
         frames = peer.frames()
         packets = [frame for frame in frames if frame[0] == FrameType.RECV_PACKET]
         owed = [frame for _, frame in self.owed[peer]]
@@ -374,13 +374,13 @@ class Relay(RuleBasedStateMachine):
             assert all(frame in rest for frame in got), "a subsequence, each once"
         if peer not in self.slow and not peer.left:
             assert packets == owed
-        told = Counter(
+        changes = Counter(
             frame for frame in frames if frame[0] in (FrameType.PEER_GONE, FrameType.PEER_PRESENT)
         )
         if peer.left:
-            assert told <= self.news[peer]
+            assert changes <= self.notices[peer]
         else:
-            assert told == self.news[peer]
+            assert changes == self.notices[peer]
         return len(packets)
 
 

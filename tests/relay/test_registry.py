@@ -1,4 +1,4 @@
-"""Who is connected: duplicates with the last-writer rule, and the memory of who wrote to whom."""
+"""Connections by key: duplicates with the last-writer rule, and the destinations of each source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.relay.world import Peer, World, key
 
 
 class NoSink:
-    """A sink for connections that nobody writes to."""
+    """A sink for connections that are never written to."""
 
     def send(self, chunks: list[bytes]) -> bool:
         raise AssertionError(chunks)
@@ -36,7 +36,7 @@ def registry() -> Registry:
 
 
 def dup_gauges(registry: Registry) -> tuple[int, int]:
-    """Keys with several connections, and how many connections they have in all."""
+    """Return the number of keys with several connections, and of all their connections."""
     members = [len(duplicates.members) for duplicates in registry.duplicates.values()]
     return len(members), sum(members)
 
@@ -81,14 +81,16 @@ class TestDuplicates:
             registry.note_activity(c)
             assert registry.active[c1.key] is c
         assert not registry.remove(c1)
-        assert registry.active[c1.key] is c2, "who spoke before the one that left"
+        assert registry.active[c1.key] is c2, "the last that sent a frame before"
         assert dup_gauges(registry) == (1, 2)
         assert not registry.remove(c3)
         assert registry.active[c1.key] is c2
         assert dup_gauges(registry) == (0, 0)
         assert registry.counters.dup_client_conn_total == 2
 
-    def test_the_active_one_leaves_and_the_survivor_takes_over(self, registry: Registry) -> None:
+    def test_when_the_active_connection_leaves_the_other_takes_over(
+        self, registry: Registry
+    ) -> None:
         c1, c2 = connect(), connect()
         registry.add(c1)
         registry.add(c2)
@@ -96,7 +98,7 @@ class TestDuplicates:
         assert registry.active[c1.key] is c1
         assert not c1.is_dup
 
-    def test_the_second_connection_counts_as_having_spoken_only_once_it_does(
+    def test_the_second_connection_counts_as_sender_only_after_its_first_frame(
         self, registry: Registry
     ) -> None:
         c1, c2, c3 = connect(), connect(), connect()
@@ -105,7 +107,7 @@ class TestDuplicates:
         registry.remove(c3)
         assert registry.active[c1.key] is c1
 
-    def test_one_that_never_spoke_takes_over_from_the_last_that_did(
+    def test_a_connection_that_sent_nothing_takes_over_if_it_is_the_last(
         self, registry: Registry
     ) -> None:
         c1, c2 = connect(), connect()
@@ -132,7 +134,7 @@ class TestDuplicates:
             registry.add(c)
         assert list(registry.connections()) == [a1, a2, b]
 
-    def test_connections_of_a_key_come_oldest_first(self, registry: Registry) -> None:
+    def test_connections_of_a_key_are_listed_oldest_first(self, registry: Registry) -> None:
         cs = [connect() for _ in range(3)]
         assert registry.connections_of(cs[0].key) == []
         for i, c in enumerate(cs):
@@ -143,7 +145,7 @@ class TestDuplicates:
 
 
 class GoDupClientSet:
-    """`dupClientSet` and `clientSet` as Go has them, with its list of who sent."""
+    """Go's `dupClientSet` and `clientSet`, with their send history."""
 
     def __init__(self) -> None:
         self.set: list[Connection] = []
@@ -193,7 +195,7 @@ class GoDupClientSet:
 
 
 @given(st.lists(st.tuples(st.sampled_from("+!-"), st.integers(0, 5)), max_size=40))
-def test_takeovers_are_those_of_go_for_any_life_of_a_key(steps: list[tuple[str, int]]) -> None:
+def test_takeovers_are_those_of_go_for_any_sequence_of_events(steps: list[tuple[str, int]]) -> None:
     registry, go = Registry(Counters()), GoDupClientSet()
     k = key("k")
     for what, number in steps:
@@ -217,7 +219,7 @@ def test_takeovers_are_those_of_go_for_any_life_of_a_key(steps: list[tuple[str, 
         assert registry.size == len(go.set)
 
 
-def test_duplicates_give_the_last_to_speak() -> None:
+def test_the_last_of_duplicates_is_the_last_that_sent_a_frame() -> None:
     c1, c2 = connect(), connect()
     duplicates = Duplicates(c1, c2)
     assert duplicates.last is c2
@@ -225,7 +227,7 @@ def test_duplicates_give_the_last_to_speak() -> None:
     assert duplicates.last is c1
 
 
-def test_not_ideal_connections_are_counted_while_they_last(registry: Registry) -> None:
+def test_not_ideal_connections_are_counted_while_connected(registry: Registry) -> None:
     ideal, not_ideal = connect("a"), connect("b", not_ideal=True)
     registry.add(ideal)
     registry.add(not_ideal)
@@ -235,16 +237,16 @@ def test_not_ideal_connections_are_counted_while_they_last(registry: Registry) -
 
 
 class TestMemory:
-    """Who wrote to whom: nothing stays behind."""
+    """Which clients received from which source: no entry stays behind."""
 
     def test_a_source_is_remembered_once_on_both_sides(self, registry: Registry) -> None:
         c = connect()
-        told = registry.remember(b"s", c)
-        assert registry.remember(b"s", c) is told
-        assert told == {c}
+        destinations = registry.remember(b"s", c)
+        assert registry.remember(b"s", c) is destinations
+        assert destinations == {c}
         assert c.heard_from == {b"s"}
 
-    def test_leaving_the_region_is_told_once_and_forgotten_on_both_sides(
+    def test_left_region_returns_each_destination_once_and_forgets_both_sides(
         self, registry: Registry
     ) -> None:
         c, other = connect("a"), connect("b")
@@ -256,9 +258,9 @@ class TestMemory:
         assert c.heard_from == {b"t"}
         assert other.heard_from == set()
         registry.remember(b"s", c)
-        assert registry.left_region(b"s") == [c], "a second departure is told again"
+        assert registry.left_region(b"s") == [c], "a second departure is reported again"
 
-    def test_a_connection_that_left_is_not_told(self, registry: Registry) -> None:
+    def test_left_region_does_not_return_a_connection_that_left(self, registry: Registry) -> None:
         a, b = connect("a"), connect("b")
         registry.add(a)
         registry.add(b)
@@ -274,7 +276,7 @@ class TestMemory:
     def test_a_turn_forgets_a_bounded_number_of_sources(
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of one connection that heard from many, and of many that leave in one turn."""
+        """Of one connection that received from many sources, and of many that leave in one turn."""
         monkeypatch.setattr(registry_module, "_FORGET_A_TURN", 10)
         connections = [connect(name) for name in "abcde"]
         for connection in connections:
@@ -307,7 +309,9 @@ class TestMemory:
         assert c.heard_from == {b"1", b"2", b"3"}
         assert registry.counters.sources_not_noted == 1
 
-    def test_an_empty_set_of_a_source_that_is_not_here_goes(self, registry: Registry) -> None:
+    def test_the_empty_set_of_a_source_that_is_not_connected_is_removed(
+        self, registry: Registry
+    ) -> None:
         a = connect("a")
         registry.add(a)
         registry.remember(b"s", a)
@@ -315,8 +319,8 @@ class TestMemory:
         registry.forget_departed()
         assert registry.sent_to == {}
 
-    def test_an_empty_set_of_a_source_that_is_here_stays_shared_with_it(self, world: World) -> None:
-        """Its connection holds the set; a new one would be filled behind its back."""
+    def test_the_empty_set_of_a_connected_source_stays_shared_with_it(self, world: World) -> None:
+        """Its connection holds the set. A new set in the registry would get out of step."""
         s, a = world.join("s"), world.join("a")
         world.send(s, a, b"x")
         world.leave(a)
@@ -328,8 +332,8 @@ class TestMemory:
         world.check()
         assert world.registry.sent_to == {s.key: {a.connection}}
 
-    def test_books_that_disagree_are_no_reason_to_fail(self, registry: Registry) -> None:
-        """It cannot happen; if it does, a departure must still come to its end."""
+    def test_inconsistent_entries_do_not_make_a_departure_fail(self, registry: Registry) -> None:
+        """This cannot happen. If it does, a departure must still complete."""
         a = connect("a")
         registry.add(a)
         registry.sent_to[b"s"] = {a}
@@ -338,7 +342,7 @@ class TestMemory:
         assert registry.remove(a)
         registry.forget_departed()
 
-    def test_who_wrote_to_itself_leaves_nothing(self, world: World) -> None:
+    def test_a_client_that_sent_to_itself_leaves_no_entry(self, world: World) -> None:
         a = world.join("a")
         world.send(a, a, b"x")
         assert world.registry.sent_to == {a.key: {a.connection}}
@@ -346,14 +350,14 @@ class TestMemory:
         world.flush()
         assert world.registry.sent_to == {}
 
-    def test_duplicates_share_what_their_key_wrote(self, world: World) -> None:
+    def test_duplicates_share_the_destinations_of_their_key(self, world: World) -> None:
         a1, a2 = world.join("a"), world.join("a")
         b, c = world.join("b"), world.join("c")
         world.send(a1, b, b"x")
         world.send(a2, c, b"x")
         world.send(a1, c, b"x")
-        told = {b.connection, c.connection}
-        assert world.registry.sent_to == {key("a"): told}
+        destinations = {b.connection, c.connection}
+        assert world.registry.sent_to == {key("a"): destinations}
         all_peers: list[Peer] = [a1, a2, b, c]
         for peer in all_peers:
             world.leave(peer)

@@ -1,4 +1,4 @@
-"""What each client may ask and what it gets: packets, pings, homes, NotHere, permissions."""
+"""Frames of clients and their answers: packets, pings, homes, NotHere, permissions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.relay.world import Peer, World, disco, key, message_of, not_here, pac
 
 
 class TestPackets:
-    """SendPacket to a connection here, or to nobody."""
+    """SendPacket to a connected client, or to an unknown key."""
 
-    def test_a_packet_reaches_its_destination_and_no_one_else(self, world: World) -> None:
+    def test_a_packet_reaches_only_its_destination(self, world: World) -> None:
         a, b, c = (world.join(name) for name in "abc")
         world.send(a, b, b"hello")
         assert world.got(b) == [packet("a", b"hello")]
@@ -33,13 +33,15 @@ class TestPackets:
         world.check()
 
     @pytest.mark.parametrize("size", [0, 1, 61, 62, MAX_PACKET_SIZE])
-    def test_every_legal_size_is_delivered_also_to_oneself(self, world: World, size: int) -> None:
+    def test_every_legal_size_is_delivered_also_to_the_own_key(
+        self, world: World, size: int
+    ) -> None:
         a = world.join("a")
         data = (DISCO_MAGIC + bytes(MAX_PACKET_SIZE))[:size]
         world.send(a, a, data)
         assert world.got(a) == [packet("a", data)]
 
-    def test_packets_and_their_bytes_are_counted_on_both_ways(self, world: World) -> None:
+    def test_packets_and_their_bytes_are_counted_in_both_directions(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"12345", disco(), b"")
         assert world.counters.packets_received == 3
@@ -51,7 +53,7 @@ class TestPackets:
         assert world.counters.bytes_sent == 5 + len(disco())
 
     @pytest.mark.parametrize("data", [b"", b"data", disco(), disco()[:-1], b"X" + disco()])
-    def test_a_packet_for_nobody_is_dropped_and_counted_by_kind(
+    def test_a_packet_to_an_unknown_key_is_dropped_and_counted_by_kind(
         self, world: World, data: bytes
     ) -> None:
         a = world.join("a")
@@ -94,7 +96,7 @@ class TestLastWords:
         world.check()
         return words
 
-    def test_what_was_collected_in_this_turn_is_written_first(self, world: World) -> None:
+    def test_frames_of_this_turn_are_written_first(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"x")
         world.ping(b)
@@ -115,9 +117,11 @@ class TestLastWords:
 
 
 class TestNotHere:
-    """The limiter of NotHere replies: one a second, three at once, for each connection."""
+    """The limit of NotHere replies: one a second, three at once, for each connection."""
 
-    def test_a_burst_earns_three_replies_whatever_the_destinations(self, world: World) -> None:
+    def test_a_burst_of_disco_gets_three_replies_whatever_the_destinations(
+        self, world: World
+    ) -> None:
         a = world.join("a")
         for i in range(6):
             world.send(a, f"x{i}", disco())
@@ -125,7 +129,7 @@ class TestNotHere:
         assert world.counters.peer_gone_not_here == 3
         assert world.counters.dropped(DropReason.UNKNOWN_DEST) == 6
 
-    def test_one_more_reply_a_second_is_earned(self, world: World) -> None:
+    def test_one_more_reply_is_allowed_each_second(self, world: World) -> None:
         a = world.join("a")
         world.send(a, "x", *[disco()] * 4)
         assert len(world.got(a)) == 3
@@ -136,20 +140,20 @@ class TestNotHere:
         world.send(a, "x", disco(), disco())
         assert world.got(a) == [not_here("x")]
 
-    def test_tokens_do_not_pile_up_beyond_the_burst(self, world: World) -> None:
+    def test_no_more_than_three_replies_are_saved_up(self, world: World) -> None:
         a = world.join("a")
         world.now += 3600
         world.send(a, "x", *[disco()] * 10)
         assert len(world.got(a)) == 3
 
-    def test_each_connection_has_its_own_limiter(self, world: World) -> None:
+    def test_each_connection_has_its_own_limit(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, "x", *[disco()] * 10)
         world.send(b, "x", disco())
         assert len(world.got(a)) == 3
         assert world.got(b) == [not_here("x")]
 
-    def test_data_costs_no_token(self, world: World) -> None:
+    def test_data_packets_use_no_reply(self, world: World) -> None:
         a = world.join("a")
         world.send(a, "x", *[b"data"] * 10, disco())
         assert world.got(a) == [not_here("x")]
@@ -164,7 +168,7 @@ class TestPing:
         world.feed(a, pack_frame(FrameType.PING, b"abcdefgh" + bytes(size - 8)))
         assert world.got(a) == [Pong(b"abcdefgh")]
 
-    def test_a_flood_of_pings_earns_one_pong_a_turn_and_keeps_the_connection(
+    def test_a_flood_of_pings_gets_one_pong_a_turn_and_keeps_the_connection(
         self, world: World
     ) -> None:
         a = world.join("a")
@@ -174,7 +178,7 @@ class TestPing:
         assert world.counters.got_ping == 6000
         assert world.counters.sent_pong == 3
 
-    def test_who_does_not_read_has_one_pong_waiting(self, world: World) -> None:
+    def test_for_a_client_that_does_not_read_one_pong_waits(self, world: World) -> None:
         a = world.join("a")
         a.block()
         for _ in range(3):
@@ -221,9 +225,9 @@ class TestHome:
 
 
 class TestOther:
-    """Keep-alive, frames of the shell, unknown frames."""
+    """Keep-alive, control frames, unknown frames."""
 
-    def test_keep_alive_is_for_those_who_read(self, world: World) -> None:
+    def test_a_client_that_does_not_read_gets_no_keep_alive(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         b.block()
         world.router.keep_alive(a.connection)
@@ -232,7 +236,7 @@ class TestOther:
         b.read()
         assert world.got(b) == []
 
-    def test_control_frames_of_the_shell_arrive_and_wait_if_they_must(self, world: World) -> None:
+    def test_control_frames_are_sent_and_wait_for_a_stalled_client(self, world: World) -> None:
         a = world.join("a")
         world.router.send_control(a.connection, pack_health("ill"))
         assert world.router.wants_flush
@@ -244,7 +248,7 @@ class TestOther:
         a.read()
         assert world.got(a) == [Restarting(1.0, 60.0)]
 
-    def test_unknown_frames_are_counted_and_nothing_else(self, world: World) -> None:
+    def test_unknown_frames_are_only_counted(self, world: World) -> None:
         a = world.join("a")
         for kind in (0, FrameType.RECV_PACKET, FrameType.PONG, FrameType.HEALTH, 0x16, 0xFF):
             world.feed(a, pack_frame(kind, b"whatever"))
@@ -317,7 +321,7 @@ def test_mesh_frames_need_the_mesh_key(world: World, kind: FrameType, size: int)
     world.check()
 
 
-def test_what_came_before_an_error_counts(world: World) -> None:
+def test_frames_before_an_error_count(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     with pytest.raises(RemoteProtocolError):
         world.feed(a, pack_frame(4, b.key + b"last words"), pack_note_preferred(True), b"\x12" * 5)

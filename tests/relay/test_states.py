@@ -26,7 +26,7 @@ NEED_MESH = {FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PE
 
 
 def in_state(world: World, state: str) -> Peer:
-    """A connection in a state."""
+    """Return a connection in the given state."""
     peer = world.join("a", mesh=state in ("mesh", "watching", "mesh duplicate"))
     if "duplicate" in state:
         world.join("a")
@@ -42,7 +42,7 @@ def in_state(world: World, state: str) -> Peer:
 
 @pytest.mark.parametrize("payload", ["zeros", "own key"])
 @pytest.mark.parametrize(("state", "kind"), [*product(STATES, KINDS)])
-def test_any_frame_in_any_state_is_taken_or_a_protocol_error(
+def test_any_frame_in_any_state_is_accepted_or_a_protocol_error(
     state: str, kind: int, payload: str
 ) -> None:
     start = key("a") if payload == "own key" else b""

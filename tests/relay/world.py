@@ -1,4 +1,4 @@
-"""A relay's core with a clock that stands still and clients whose sockets are lists.
+"""A router with a clock that the test sets, and clients whose sockets are lists.
 
 Tests read like traces: `world.send(a, b, b"x")`, `world.flush()`, `world.got(b) == [...]`.
 """
@@ -40,7 +40,7 @@ from pyderp.wire.messages import (
 )
 
 JUNK: Final = b"\x04\x00\x00\x00\x20" * 20
-"""What a receive buffer holds behind the bytes of a read: never to be looked at."""
+"""Bytes of a receive buffer behind those of a read: they must not be read."""
 
 _LEGAL: Final = {
     FrameType.RECV_PACKET: range(KEY_LEN, KEY_LEN + MAX_PACKET_SIZE + 1),
@@ -55,37 +55,37 @@ _LEGAL: Final = {
 
 
 def key(name: str) -> bytes:
-    """The raw key of a client or relay, from its name."""
+    """Return the raw key of a client or relay, made from its name."""
     return (name.encode() * KEY_LEN)[:KEY_LEN]
 
 
 def public(name: str) -> NodePublic:
-    """The same as an object."""
+    """Return the same key as an object."""
     return NodePublic(key(name))
 
 
 def disco(mark: bytes = b"") -> bytes:
-    """A packet that looks like disco, of the least length."""
+    """Return a packet that looks like disco, of the minimum length."""
     return DISCO_MAGIC + mark.ljust(DISCO_MIN_LEN - len(DISCO_MAGIC), b"-")
 
 
 def packet(source: str, data: bytes) -> ReceivedPacket:
-    """What the destination of a packet gets."""
+    """Return the message that the destination of a packet gets."""
     return ReceivedPacket(public(source), data)
 
 
 def gone(name: str) -> PeerGone:
-    """What is told when a peer left."""
+    """Return the PeerGone message of a peer that left."""
     return PeerGone(public(name), PeerGoneReason.DISCONNECTED)
 
 
 def not_here(name: str) -> PeerGone:
-    """The answer to disco for a peer that nobody knows."""
+    """Return the answer to disco for an unknown key."""
     return PeerGone(public(name), PeerGoneReason.NOT_HERE)
 
 
 def frames_of(data: bytes) -> Iterator[bytes]:
-    """The frames of what the relay wrote; each must be whole, and legal from a server."""
+    """Yield the frames in bytes from the relay; each must be complete, and legal for a server."""
     pos = 0
     while pos < len(data):
         kind, length = HEADER.unpack_from(data, pos)
@@ -97,14 +97,14 @@ def frames_of(data: bytes) -> Iterator[bytes]:
 
 
 def message_of(frame: bytes) -> Message:
-    """A frame as a client understands it."""
+    """Return the message that a client reads from a frame."""
     message = unpack_message_untrusted(frame[0], frame[FRAME_HEADER_LEN:])
     assert not isinstance(message, Skipped)
     return message
 
 
 class Peer:
-    """A client and its socket as the relay sees them: takes what is written, until it stalls."""
+    """A client and its socket, seen from the relay: accepts bytes until it stalls."""
 
     connection: Connection
 
@@ -114,11 +114,11 @@ class Peer:
         self.tail = b""
         """The start of an incomplete frame that the client sent."""
         self.writes: list[bytes] = []
-        """What the relay wrote, one entry a write."""
+        """Bytes from the relay, one entry for each write."""
         self.unsent = bytearray()
-        """What the transport holds, because the kernel did not take it."""
+        """Bytes that the transport holds, because the kernel did not accept them."""
         self.room: int | None = None
-        """Bytes that the kernel still takes; `None`: any number."""
+        """Bytes that the kernel still accepts; `None`: any number."""
         self.blocked = False
         self.left = False
         self.closed: list[str] = []
@@ -133,7 +133,7 @@ class Peer:
     # The relay's side
 
     def send(self, chunks: list[bytes]) -> bool:
-        """Take frames, as a transport without a write buffer does (`Sink`)."""
+        """Accept frames, like a transport without a write buffer (`Sink`)."""
         assert not self.left, "written to after it left"
         data = b"".join(chunks)
         assert list(frames_of(data)), "an empty write"
@@ -145,11 +145,11 @@ class Peer:
         return True
 
     def unsent_size(self) -> int:
-        """What the kernel did not take (`Sink`)."""
+        """Return the bytes that the kernel did not accept (`Sink`)."""
         return len(self.unsent)
 
     def end(self, reason: EndReason, how: How, detail: str = "") -> None:
-        """Leave, now (`Sink`)."""
+        """Leave at once (`Sink`)."""
         if not self.left:
             self.closed.append(detail)
             self.world.leave(self)
@@ -164,17 +164,17 @@ class Peer:
     # The client's side
 
     def stall(self, room: int = 0) -> None:
-        """Read no more than `room` bytes; the relay learns it when it writes more."""
+        """Read no more than `room` bytes; the relay notices at its next write."""
         self.room = room
 
     def block(self, unsent: int = 0) -> None:
-        """Have the relay know that the kernel takes no more."""
+        """Tell the router that the kernel accepts no more."""
         self.room = 0
         self.blocked = True
         self.world.router.pause(self.connection, unsent)
 
     def read(self, room: int | None = None) -> None:
-        """Read again, `room` bytes or all that comes."""
+        """Read again: `room` bytes, or everything."""
         self.room = room
         self._kernel_takes()
         if self.blocked and not self.unsent and room != 0:
@@ -182,7 +182,7 @@ class Peer:
             self.world.router.resume(self.connection)
 
     def frames(self) -> list[bytes]:
-        """The whole frames that arrived since the last call."""
+        """Return the complete frames that arrived since the last call."""
         whole = 0
         while len(self._taken) - whole >= FRAME_HEADER_LEN:
             stop = whole + FRAME_HEADER_LEN + HEADER.unpack_from(self._taken, whole)[1]
@@ -201,7 +201,7 @@ class World:
     """A router, its clients and the clock.
 
     Args:
-        relaying: what relays the bytes of a client.
+        relaying: the implementation of the lane.
     """
 
     def __init__(self, relaying: lane.Receive = lane.receive) -> None:
@@ -211,11 +211,11 @@ class World:
         self.counters = self.router.counters
         self.registry = self.router.registry
         self.peers: list[Peer] = []
-        """Those that have not left."""
+        """Clients that have not left."""
         self._joined: list[Connection] = []
-        """All that ever logged in."""
+        """All connections since the start."""
 
-    # Clients come, send and go
+    # Clients log in, send and leave
 
     def join(
         self,
@@ -226,7 +226,7 @@ class World:
         not_ideal: bool = False,
         address: tuple[str, int] = ("", 0),
     ) -> Peer:
-        """Log a client in; its key is made of its name."""
+        """Log a client in, with a key made from its name."""
         peer = Peer(self, name)
         peer.connection = Connection(
             key(name),
@@ -244,19 +244,19 @@ class World:
         return peer
 
     def leave(self, peer: Peer) -> None:
-        """A client's connection ends."""
+        """End a client's connection."""
         peer.left = True
         self.peers.remove(peer)
         self.router.leave(peer.connection)
         self.router.settle(peer.connection, len(peer.unsent))
 
     def give_up(self, peer: Peer) -> None:
-        """The relay closes a client that took no byte for too long."""
+        """Close a client that read no byte for too long."""
         self.router.give_up(peer.connection, len(peer.unsent))
         self.leave(peer)
 
     def feed(self, peer: Peer, *frames: bytes) -> None:
-        """One read brings bytes from a client; an error ends its connection, as in the shell."""
+        """Pass one read from a client; an error ends its connection, as in the server."""
         try:
             self.receive(peer, b"".join(frames))
         except RemoteProtocolError:
@@ -264,59 +264,59 @@ class World:
             raise
 
     def receive(self, peer: Peer, data: bytes) -> None:
-        """Give bytes to the fast lane, in a buffer that is gone afterwards."""
+        """Pass bytes to the lane, in a buffer that is emptied afterwards."""
         held = peer.tail + data
         buffer = bytearray(held + JUNK)
         with memoryview(buffer) as view:
             used = self.relaying(self.router, peer.connection, buffer, view, len(held))
         assert 0 <= used <= len(held)
-        assert buffer[used:] == held[used:] + JUNK, "wrote where nothing was used up"
+        assert buffer[used:] == held[used:] + JUNK, "changed bytes that it did not use"
         peer.tail = held[used:]
         buffer.clear()  # raises if anything still refers to the buffer
 
     def send(self, source: Peer, destination: Peer | str, *packets: bytes) -> None:
-        """A client sends packets to another, or to a name."""
+        """Send packets from a client to another, or to a name."""
         name = destination if isinstance(destination, str) else destination.name
         self.feed(source, *(pack_send_packet(public(name), data) for data in packets))
 
     def forward(self, relay: Peer, source: str, destination: str, *packets: bytes) -> None:
-        """Another relay forwards packets of one of its clients."""
+        """Forward packets of a client of another relay."""
         src, dst = public(source), public(destination)
         self.feed(relay, *(pack_forward_packet(src, dst, data) for data in packets))
 
     def ping(self, peer: Peer, data: bytes = b"12345678") -> None:
-        """A client pings."""
+        """Send a ping from a client."""
         self.feed(peer, pack_ping(data))
 
     def prefer(self, peer: Peer, preferred: bool) -> None:
-        """A client makes the relay its home, or no more."""
+        """Set or clear the relay as home of a client."""
         self.feed(peer, pack_note_preferred(preferred))
 
     def watch(self, peer: Peer) -> None:
-        """Another relay asks to be told who is here."""
+        """Send WatchConns from a mesh peer."""
         self.feed(peer, pack_watch_conns())
 
     def close_peer(self, peer: Peer, target: str) -> None:
-        """Another relay asks to close a client."""
+        """Send ClosePeer from a mesh peer."""
         self.feed(peer, pack_close_peer(public(target)))
 
-    # What came of it
+    # Results
 
     def flush(self) -> None:
-        """The end of a turn of the loop."""
+        """End a turn of the loop."""
         self.router.flush()
 
     def got(self, peer: Peer) -> list[Message]:
-        """What a client was told since the last call, this turn included."""
+        """Return the messages that a client got since the last call, this turn included."""
         self.flush()
         return [message_of(frame) for frame in peer.frames()]
 
     def drops(self) -> dict[tuple[DropReason, str], tuple[int, int]]:
-        """All drops so far: (reason, kind) → (packets, bytes)."""
+        """Return all drops so far: (reason, kind) → (packets, bytes)."""
         return {at: (n, size) for at, (n, size) in self.counters.drops.items() if n or size}
 
     def waiting(self) -> int:
-        """Packets that wait in the relay, or in a transport."""
+        """Return the number of packets that wait in the relay, or in a transport."""
         total = 0
         for peer in self.peers:
             total += peer.connection.out_packets
@@ -325,7 +325,7 @@ class World:
         return total
 
     def check(self) -> None:
-        """The books agree with each other, and no packet is lost without a count."""
+        """Check that all tables and counters match, and that no packet is lost without a count."""
         self._check_registry()
         self._check_memory()
         self._check_connections()
@@ -338,11 +338,11 @@ class World:
     def _check_connections(self) -> None:
         """The counts of the connections add up to those of the relay."""
         counters = self.counters
-        everybody = self._joined
-        received = sum(c.packets_received for c in everybody)
+        everyone = self._joined
+        received = sum(c.packets_received for c in everyone)
         assert received == counters.packets_received + counters.packets_forwarded_in
-        assert sum(c.packets_sent for c in everybody) == counters.packets_sent
-        assert sum(c.bytes_sent for c in everybody) == counters.bytes_sent
+        assert sum(c.packets_sent for c in everyone) == counters.packets_sent
+        assert sum(c.bytes_sent for c in everyone) == counters.bytes_sent
 
     def _check_registry(self) -> None:
         registry = self.registry
@@ -362,14 +362,14 @@ class World:
         assert registry.duplicates.keys() <= by_key.keys()
         assert set(registry.watchers) <= {c for c in connections if c.can_mesh}
         noted = (*connections, *registry.departed)
-        heard = {(source, c) for c in noted for source in c.heard_from or ()}
-        assert heard == {(s, c) for s, told in registry.sent_to.items() for c in told}
-        assert registry.pairs == len(heard)
+        pairs = {(source, c) for c in noted for source in c.heard_from or ()}
+        assert pairs == {(s, c) for s, targets in registry.sent_to.items() for c in targets}
+        assert registry.pairs == len(pairs)
         assert all(c.has_left for c in registry.departed)
-        for c in connections:  # what the fast lane holds is what the registry knows
+        for c in connections:  # the lane's set is the registry's
             assert c.sent_to is None or c.sent_to is registry.sent_to[c.key]
-        for source, told in registry.sent_to.items():
-            assert told or source in by_key or source in self.router.forwarders
+        for source, targets in registry.sent_to.items():
+            assert targets or source in by_key or source in self.router.forwarders
 
     def _check_memory(self) -> None:
         for peer in self.peers:

@@ -15,14 +15,14 @@ U1, U2 = key("u1"), key("u2")
 class TestMeshLink:
     """The queue of frames to another relay."""
 
-    def test_a_link_that_is_down_takes_nothing_and_wakes_nobody(self) -> None:
+    def test_a_link_that_is_down_refuses_packets_and_wakes_no_writer(self) -> None:
         woken: list[int] = []
         link = MeshLink(lambda: woken.append(1))
         assert link.forward(U1, U2, b"x") is DropReason.MESH_LINK_DOWN
         assert link.take() == []
         assert woken == []
 
-    def test_frames_wait_in_order_and_only_the_first_wakes(self) -> None:
+    def test_frames_are_queued_in_order_and_only_the_first_wakes_the_writer(self) -> None:
         woken: list[int] = []
         link = MeshLink(lambda: woken.append(1))
         link.connected = True
@@ -34,7 +34,7 @@ class TestMeshLink:
         assert link.forward(U1, U2, b"again") is None
         assert woken == [1, 1]
 
-    def test_a_link_holds_so_many_frames_and_drops_the_newest(self) -> None:
+    def test_the_queue_of_a_link_is_bounded_in_frames_and_refuses_the_newest(self) -> None:
         link = MeshLink(lambda: None)
         link.connected = True
         taken = [link.forward(U1, U2, b"%d" % i) for i in range(MESH_QUEUE_DEPTH + 1)]
@@ -42,7 +42,7 @@ class TestMeshLink:
         assert link.take()[-1].endswith(b"%d" % (MESH_QUEUE_DEPTH - 1))
         assert link.forward(U1, U2, b"x") is None
 
-    def test_a_link_holds_so_many_bytes(self) -> None:
+    def test_the_queue_of_a_link_is_bounded_in_bytes(self) -> None:
         link = MeshLink(lambda: None)
         link.connected = True
         count = MESH_QUEUE_BYTES // (5 + 64 + MAX_PACKET_SIZE)
@@ -52,13 +52,13 @@ class TestMeshLink:
             assert link.forward(U1, U2, bytes(MAX_PACKET_SIZE)) is DropReason.MESH_LINK_FULL
             rest = MESH_QUEUE_BYTES - count * (5 + 64 + MAX_PACKET_SIZE) - (5 + 64)
             assert link.forward(U1, U2, bytes(rest + 1)) is DropReason.MESH_LINK_FULL
-            assert link.forward(U1, U2, bytes(rest)) is None, "what fits still goes"
+            assert link.forward(U1, U2, bytes(rest)) is None, "a smaller packet still fits"
             frames = link.take()
             assert sum(map(len, frames)) == MESH_QUEUE_BYTES
             assert {frame[0] for frame in frames} == {FrameType.FORWARD_PACKET}
 
-    def test_a_batch_stays_until_it_is_written(self) -> None:
-        """The first frames that have so many bytes; the queue is no shorter meanwhile."""
+    def test_a_batch_stays_queued_until_it_is_written(self) -> None:
+        """`batch` returns the first frames that have that many bytes, and does not remove them."""
         woken: list[int] = []
         link = MeshLink(lambda: woken.append(1))
         link.connected = True
@@ -76,7 +76,7 @@ class TestMeshLink:
         assert woken == [1, 1]
         assert [len(frame) for frame in link.take()] == [5 + 64 + MAX_PACKET_SIZE]
 
-    def test_what_is_being_written_counts_for_the_bounds(self) -> None:
+    def test_frames_being_written_count_for_the_bounds(self) -> None:
         link = MeshLink(lambda: None)
         link.connected = True
         for i in range(MESH_QUEUE_DEPTH):

@@ -1,4 +1,4 @@
-"""Destinations that do not read: bounded, isolated, and nobody else's problem."""
+"""Destinations that do not read: bounded, isolated, and without effect on others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FRAME = 5 + 32
 
 
 def held(peer: Peer) -> int:
-    """Bytes that the relay and the transport hold for a connection."""
+    """Return the bytes that the relay and the transport hold for a connection."""
     backlog = peer.connection.backlog
     waiting = 0 if backlog is None else backlog.data.size + backlog.disco.size
     return peer.connection.out_bytes + waiting + len(peer.unsent)
@@ -29,7 +29,7 @@ def data_of(world: World, peer: Peer) -> list[bytes]:
     return [m.data for m in world.got(peer) if isinstance(m, ReceivedPacket)]
 
 
-def test_a_stalled_reader_costs_others_nothing(world: World) -> None:
+def test_a_stalled_client_does_not_delay_others(world: World) -> None:
     """The twin of Go's TestSendFreeze."""
     a, frozen, c = world.join("a"), world.join("frozen"), world.join("c")
     frozen.stall()
@@ -41,7 +41,7 @@ def test_a_stalled_reader_costs_others_nothing(world: World) -> None:
     world.check()
 
 
-def test_the_newest_packets_survive_a_stall_in_order(world: World) -> None:
+def test_after_a_stall_the_newest_packets_arrive_in_order(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     b.stall()
     for i in range(100):
@@ -56,7 +56,7 @@ def test_the_newest_packets_survive_a_stall_in_order(world: World) -> None:
 
 
 @pytest.mark.parametrize("flood", [b"data", disco()])
-def test_a_flood_of_one_kind_cannot_push_out_the_other(world: World, flood: bytes) -> None:
+def test_a_flood_of_one_kind_does_not_drop_the_other(world: World, flood: bytes) -> None:
     a, b = world.join("a"), world.join("b")
     b.block()
     other = disco() if flood == b"data" else b"data"
@@ -70,7 +70,7 @@ def test_a_flood_of_one_kind_cannot_push_out_the_other(world: World, flood: byte
 
 @pytest.mark.parametrize("size", [0, 100, 1200, 9000, MAX_PACKET_SIZE])
 @pytest.mark.parametrize("in_one_run", [False, True])
-def test_memory_of_a_stalled_reader_is_bounded(world: World, size: int, in_one_run: bool) -> None:
+def test_memory_for_a_stalled_client_is_bounded(world: World, size: int, in_one_run: bool) -> None:
     a, b = world.join("a"), world.join("b")
     b.stall(100)
     count = RECEIVE_BUFFER // (FRAME + size)
@@ -83,7 +83,7 @@ def test_memory_of_a_stalled_reader_is_bounded(world: World, size: int, in_one_r
         world.check()
 
 
-def test_what_the_transport_holds_counts_against_the_bound(world: World) -> None:
+def test_bytes_in_the_transport_count_for_the_bound(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     for unsent, fit in [(0, 26), (100_000, 16), (MAX_UNSENT, 6), (10**9, 6)]:
         b.block(unsent)
@@ -96,7 +96,7 @@ def test_what_the_transport_holds_counts_against_the_bound(world: World) -> None
     world.check()
 
 
-def test_one_turn_hands_over_so_much_that_one_more_packet_can_wait(world: World) -> None:
+def test_a_turn_writes_early_so_that_one_more_packet_can_wait(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     for size in (MAX_PACKET_SIZE, MAX_PACKET_SIZE, MAX_UNSENT - 2 * MAX_RECV_FRAME - FRAME):
         world.send(a, b, bytes(size))
@@ -120,8 +120,8 @@ def test_forwarded_packets_fill_a_turn_to_the_same_byte(world: World) -> None:
     assert b.connection.out_bytes == FRAME
 
 
-def test_a_run_larger_than_any_room_goes_in_parts(world: World) -> None:
-    """A websocket message may bring more at once than a read of the socket."""
+def test_a_run_larger_than_the_bound_is_sent_in_parts(world: World) -> None:
+    """A websocket message may be larger than a read of the socket."""
     a, b, c = world.join("a"), world.join("b"), world.join("c")
     b.stall()
     run = [bytes([i]) * 60_000 for i in range(20)]
@@ -137,7 +137,7 @@ def test_a_run_larger_than_any_room_goes_in_parts(world: World) -> None:
     world.check()
 
 
-def test_making_room_may_find_that_the_socket_takes_no_more(world: World) -> None:
+def test_the_socket_may_become_full_while_making_room(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     b.stall(FRAME)
     world.send(a, b, *[bytes(60_000)] * 3)
@@ -153,7 +153,7 @@ def test_making_room_may_find_that_the_socket_takes_no_more(world: World) -> Non
     world.check()
 
 
-def test_what_waits_leaves_in_parts_as_the_socket_takes_them(world: World) -> None:
+def test_waiting_packets_are_sent_in_parts_as_the_socket_accepts_them(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     b.block()
     world.send(a, b, *(bytes([i]) * 8000 for i in range(32)))
@@ -168,7 +168,7 @@ def test_what_waits_leaves_in_parts_as_the_socket_takes_them(world: World) -> No
     world.check()
 
 
-def test_who_reads_again_has_no_backlog_and_gets_new_packets_after_the_old(world: World) -> None:
+def test_a_client_that_reads_again_gets_new_packets_after_the_old_ones(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     b.block()
     world.send(a, b, b"1")
@@ -178,7 +178,7 @@ def test_who_reads_again_has_no_backlog_and_gets_new_packets_after_the_old(world
     assert data_of(world, b) == numbered(1, 2)
 
 
-def test_reading_again_with_nothing_waiting_writes_nothing(world: World) -> None:
+def test_reading_again_without_waiting_packets_writes_nothing(world: World) -> None:
     b = world.join("b")
     b.block()
     b.read()
@@ -186,8 +186,11 @@ def test_reading_again_with_nothing_waiting_writes_nothing(world: World) -> None
     assert b.connection.backlog is None
 
 
-def test_queued_packets_do_not_hold_their_run(world: World) -> None:
-    """A slice of a run that waits is a copy: else 32 small packets would pin 32 reads."""
+def test_queued_packets_do_not_keep_their_run_in_memory(world: World) -> None:
+    """A queued slice of a run is a copy.
+
+    Otherwise 32 small packets would keep 32 reads in memory.
+    """
     a, b = world.join("a"), world.join("b")
     b.block()
     run = b"".join(pack_send_packet(public("b"), b"%03d" % i) for i in range(500))
@@ -199,7 +202,7 @@ def test_queued_packets_do_not_hold_their_run(world: World) -> None:
     assert len(set(map(id, backlog.data))) == 32
 
 
-def test_a_stalled_sender_is_heard_and_its_pong_waits(world: World) -> None:
+def test_packets_of_a_stalled_sender_are_relayed_and_its_pong_waits(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     a.block()
     world.feed(a, pack_ping(b"12345678"))
@@ -210,8 +213,8 @@ def test_a_stalled_sender_is_heard_and_its_pong_waits(world: World) -> None:
     assert world.got(a) == [Pong(b"12345678")]
 
 
-def test_a_pause_before_this_turn_s_end_queues_this_turn_in_order(world: World) -> None:
-    """Something else than the router filled the socket: the bound must hold all the same."""
+def test_a_pause_before_the_end_of_a_turn_queues_its_packets_in_order(world: World) -> None:
+    """Something other than the router filled the socket. The bound must hold all the same."""
     a, b = world.join("a"), world.join("b")
     world.send(a, b, b"1", disco())
     world.router.send_control(b.connection, KEEP_ALIVE_FRAME)
@@ -225,7 +228,7 @@ def test_a_pause_before_this_turn_s_end_queues_this_turn_in_order(world: World) 
     world.check()
 
 
-def test_what_waited_is_counted_with_its_time_and_its_writes(world: World) -> None:
+def test_waiting_packets_are_counted_with_their_time_and_their_writes(world: World) -> None:
     a, b = world.join("a"), world.join("b")
     b.block()
     world.send(a, b, b"1", b"2", b"3")

@@ -1,4 +1,4 @@
-"""What a connection did not get when it ended is counted: dropped, lost or sent."""
+"""Packets that a connection did not get when it ended are counted: dropped, lost or sent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FRAME = 5 + 32
 
 
 class TestUndelivered:
-    """Every packet that a connection did not get is counted, by kind and reason."""
+    """Every packet that a connection did not get is counted by kind and reason."""
 
-    def test_what_was_to_leave_this_turn_is_gone(self, world: World) -> None:
+    def test_packets_of_this_turn_are_gone_disconnected(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"12", disco(), b"345")
         world.ping(b)
@@ -27,14 +27,14 @@ class TestUndelivered:
         assert world.counters.packets_sent == 0
         world.check()
 
-    def test_who_left_is_sent_nothing_any_more(self, world: World) -> None:
+    def test_a_client_that_left_is_sent_nothing(self, world: World) -> None:
         a = world.join("a")
         world.leave(a)
         world.router.keep_alive(a.connection)
         world.flush()
         assert a.writes == []
 
-    def test_what_waited_is_gone(self, world: World) -> None:
+    def test_packets_in_the_queues_are_gone_disconnected(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         b.block()
         world.send(a, b, *[b"12"] * 32, *[disco()] * 32)
@@ -46,8 +46,8 @@ class TestUndelivered:
         assert b.connection.backlog is None
         world.check()
 
-    def test_what_the_transport_held_is_a_write_error(self, world: World) -> None:
-        """Three packets are written, one and a half are taken, and two more wait."""
+    def test_packets_in_the_transport_are_write_errors(self, world: World) -> None:
+        """Three packets are written, the kernel accepts one and a half, and two more wait."""
         a, b = world.join("a"), world.join("b")
         b.stall(FRAME + 10 + (FRAME + len(disco())) // 2)
         world.send(a, b, bytes(10), disco(), bytes(20))
@@ -60,10 +60,10 @@ class TestUndelivered:
             (DropReason.WRITE_ERROR, "disco"): (1, len(disco())),
             (DropReason.GONE_DISCONNECTED, "other"): (2, 2),
         }
-        assert world.counters.packets_sent == 1, "what was lost was not sent"
+        assert world.counters.packets_sent == 1, "lost packets do not count as sent"
         world.check()
 
-    def test_what_the_transport_held_of_a_later_batch_is_a_write_error(self, world: World) -> None:
+    def test_packets_of_a_later_batch_in_the_transport_are_write_errors(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         b.block()
         world.send(a, b, b"1", b"2")
@@ -73,10 +73,10 @@ class TestUndelivered:
         assert world.drops() == {(DropReason.WRITE_ERROR, "other"): (1, 1)}
         world.check()
 
-    def test_all_that_a_client_missed_is_a_write_timeout_if_it_took_no_byte(
+    def test_all_undelivered_packets_are_write_timeouts_if_no_byte_was_read(
         self, world: World
     ) -> None:
-        """Three packets are written, one and a half are taken, and two more wait."""
+        """Three packets are written, the kernel accepts one and a half, and two more wait."""
         a, b = world.join("a"), world.join("b")
         b.stall(FRAME + 10 + (FRAME + len(disco())) // 2)
         world.send(a, b, bytes(10), disco(), bytes(20))
@@ -91,7 +91,7 @@ class TestUndelivered:
         assert b.connection.backlog is None
         world.check()
 
-    def test_what_was_taken_before_a_stall_is_no_error(self, world: World) -> None:
+    def test_packets_accepted_before_a_stall_are_no_drops(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"1")
         world.flush()
@@ -103,7 +103,7 @@ class TestUndelivered:
         assert world.drops() == {}
         assert world.counters.packets_sent == 1
 
-    def test_who_read_all_in_the_end_lost_nothing(self, world: World) -> None:
+    def test_a_client_that_finally_read_everything_has_no_drops(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         b.stall()
         world.send(a, b, b"1")

@@ -1,4 +1,4 @@
-"""Writes: when they happen, in which order, and what counts if one ends its connection."""
+"""Writes: when they happen, in which order, and what is counted if one ends its connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.relay.world import disco, key
 
 
 class Socket:
-    """A sink that notes each write, then does what a test wants."""
+    """A sink that records each write, then calls a function that the test sets."""
 
     def __init__(self) -> None:
         self.writes: list[list[bytes]] = []
@@ -27,14 +27,14 @@ class Socket:
         return self.then()
 
     def unsent_size(self) -> int:
-        raise AssertionError("the kernel took all, or the connection ended")
+        raise AssertionError("the kernel accepted everything, or the connection ended")
 
     def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         raise AssertionError(reason)
 
 
 def connect(delivery: Delivery) -> tuple[Connection, Socket]:
-    """A registered connection and its socket."""
+    """Return a registered connection and its socket."""
     socket = Socket()
     connection = Connection(key("b"), socket)
     delivery.registry.add(connection)
@@ -49,7 +49,7 @@ def delivery() -> Delivery:
 A, B = recv_frame(key("a"), b"data"), recv_frame(key("a"), disco())
 
 
-def test_a_flush_is_wanted_until_all_is_written_and_the_departed_are_forgotten(
+def test_a_flush_is_wanted_until_all_is_written_and_departures_are_forgotten(
     delivery: Delivery,
 ) -> None:
     assert not delivery.wants_flush
@@ -66,7 +66,7 @@ def test_a_flush_is_wanted_until_all_is_written_and_the_departed_are_forgotten(
     assert not delivery.wants_flush
 
 
-def test_a_keep_alive_is_left_out_while_other_bytes_wait(delivery: Delivery) -> None:
+def test_no_keep_alive_is_sent_while_other_bytes_wait(delivery: Delivery) -> None:
     connection, socket = connect(delivery)
     delivery.keep_alive(connection)
     delivery.flush()
@@ -78,10 +78,8 @@ def test_a_keep_alive_is_left_out_while_other_bytes_wait(delivery: Delivery) -> 
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_packets_of_a_write_that_did_not_happen_are_write_errors(
-    delivery: Delivery, waits: bool
-) -> None:
-    """The same for those of this turn and for those that waited in the backlog."""
+def test_packets_of_a_failed_write_are_write_errors(delivery: Delivery, waits: bool) -> None:
+    """Packets of this turn, and packets that waited in the backlog."""
     connection, socket = connect(delivery)
     socket.then = lambda: False
     if waits:
@@ -101,8 +99,8 @@ def test_packets_of_a_write_that_did_not_happen_are_write_errors(
     assert len(socket.writes) == 1
 
 
-def test_a_write_that_ends_its_connection_counts_as_the_end_says(delivery: Delivery) -> None:
-    """The write itself succeeded, so its packets are sent; later ones are not for this socket."""
+def test_packets_of_a_write_that_ends_its_connection_are_sent(delivery: Delivery) -> None:
+    """The write itself succeeded. Later packets are not for this socket."""
     connection, socket = connect(delivery)
 
     def end() -> bool:
@@ -135,7 +133,7 @@ def test_presence_changes_are_written_by_a_flush_and_counted_by_batches(
     assert (loops.count, loops.sum) == (1, 2)
 
 
-def test_frames_that_are_no_packets_wait_for_a_full_socket_in_their_order(
+def test_control_frames_wait_in_order_while_the_socket_is_full(
     delivery: Delivery,
 ) -> None:
     connection, socket = connect(delivery)

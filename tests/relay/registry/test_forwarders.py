@@ -1,4 +1,4 @@
-"""Forwarders: several for a key, the oldest is used; and the bounded queue to another relay."""
+"""Forwarders: with several for a key the oldest is used; and the bounded queue to another relay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.relay.world import World, disco, gone, key, packet
 
 
 class Recorder:
-    """A forwarder that takes everything, or nothing."""
+    """A forwarder that accepts every packet, or refuses every packet."""
 
     def __init__(self, refuse: DropReason | None = None) -> None:
         self.taken: list[tuple[bytes, bytes, bytes]] = []
@@ -24,7 +24,7 @@ class Recorder:
         return self.refuse
 
     def __eq__(self, other: object) -> bool:
-        """All are alike, and yet they are not the same."""
+        """Compare equal to all others, so that only identity tells them apart."""
         return isinstance(other, Recorder)
 
     __hash__ = None  # type: ignore[assignment]
@@ -34,7 +34,7 @@ U1, U2, U3 = key("u1"), key("u2"), key("u3")
 
 
 def multi(world: World) -> tuple[int, int, int]:
-    """How often a key got a second forwarder, fell back to one, and was removed wrongly."""
+    """Return how often a key got a second forwarder, fell back to one, and was removed wrongly."""
     counters = world.counters
     return (
         counters.multiforwarder_created,
@@ -46,7 +46,7 @@ def multi(world: World) -> tuple[int, int, int]:
 class TestRegistration:
     """The table of Go's TestForwarderRegistration."""
 
-    def test_remove_of_what_is_not_there_changes_nothing(self, world: World) -> None:
+    def test_removing_an_unknown_forwarder_changes_nothing(self, world: World) -> None:
         f1, f2 = Recorder(), Recorder()
         world.router.add_forwarder(U1, f1)
         world.router.add_forwarder(U2, f2)
@@ -59,14 +59,14 @@ class TestRegistration:
         assert len(table) == 2
         assert multi(world) == (0, 0, 1)
 
-    def test_remove_deletes(self, world: World) -> None:
+    def test_remove_deletes_the_entry(self, world: World) -> None:
         f1 = Recorder()
         world.router.add_forwarder(U1, f1)
         world.router.remove_forwarder(U1, f1)
         assert U1 not in world.router.forwarders
         assert len(world.router.forwarders) == 0
 
-    def test_second_makes_a_multi_and_the_first_is_used(self, world: World) -> None:
+    def test_a_second_forwarder_makes_a_multi_and_the_first_is_used(self, world: World) -> None:
         f1, f2, f3 = Recorder(), Recorder(), Recorder()
         router = world.router
         router.add_forwarder(U1, f1)
@@ -82,7 +82,9 @@ class TestRegistration:
         assert multi(world) == (1, 1, 0)
         assert router.forwarders.get(U1) is f2
 
-    def test_a_third_is_no_new_multi_and_the_oldest_left_takes_over(self, world: World) -> None:
+    def test_a_third_forwarder_is_no_new_multi_and_the_oldest_left_is_used(
+        self, world: World
+    ) -> None:
         f1, f2, f3 = Recorder(), Recorder(), Recorder()
         router = world.router
         for f in (f1, f2, f3):
@@ -93,9 +95,9 @@ class TestRegistration:
         assert router.forwarders.get(U1) is f2
         router.add_forwarder(U1, f1)
         router.remove_forwarder(U1, f2)
-        assert router.forwarders.get(U1) is f3, "who comes again is the youngest"
+        assert router.forwarders.get(U1) is f3, "one that is added again is the newest"
 
-    def test_local_key_keeps_its_place_when_its_last_forwarder_goes(self, world: World) -> None:
+    def test_a_local_key_stays_when_its_last_forwarder_is_removed(self, world: World) -> None:
         f = Recorder()
         a = world.join("u1")
         world.router.add_forwarder(U1, f)
@@ -108,9 +110,9 @@ class TestRegistration:
         world.leave(a)
         assert world.registry.active == {}
         world.router.remove_forwarder(U1, f)
-        assert multi(world) == (0, 0, 1), "gone altogether: nothing"
+        assert multi(world) == (0, 0, 1), "an unknown key is not counted"
 
-    def test_a_key_with_a_forwarder_survives_a_local_disconnect(self, world: World) -> None:
+    def test_a_key_with_a_forwarder_is_reached_after_a_local_disconnect(self, world: World) -> None:
         f, s = Recorder(), world.join("s")
         a = world.join("u1")
         world.router.add_forwarder(U1, f)
@@ -150,7 +152,7 @@ def test_each_of_5000_packets_reaches_one_forwarder_while_they_come_and_go(world
 
 @pytest.mark.parametrize("data", [b"", b"x", disco(), bytes(MAX_PACKET_SIZE)])
 @pytest.mark.parametrize("reason", [DropReason.MESH_LINK_FULL, DropReason.MESH_LINK_DOWN])
-def test_what_a_forwarder_refuses_is_dropped_for_its_reason(
+def test_a_packet_that_a_forwarder_refuses_is_dropped_with_its_reason(
     world: World, reason: DropReason, data: bytes
 ) -> None:
     s = world.join("s")
@@ -162,7 +164,7 @@ def test_what_a_forwarder_refuses_is_dropped_for_its_reason(
     assert world.got(s) == [], "the key is known: no NotHere"
 
 
-def test_the_last_forwarder_going_is_told_to_those_it_wrote_to(world: World) -> None:
+def test_removing_the_last_forwarder_sends_peer_gone(world: World) -> None:
     f1, f2 = Recorder(), Recorder()
     relay, a = world.join("relay 2", mesh=True), world.join("a")
     world.router.add_forwarder(key("far"), f1)
@@ -176,5 +178,5 @@ def test_the_last_forwarder_going_is_told_to_those_it_wrote_to(world: World) -> 
     assert world.counters.peer_gone_disconnected == 1
     world.router.add_forwarder(key("far"), f1)
     world.router.remove_forwarder(key("far"), f1)
-    assert world.got(a) == [], "told once for what it heard"
+    assert world.got(a) == [], "no packet was received since the last PeerGone"
     world.check()

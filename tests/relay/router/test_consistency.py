@@ -26,7 +26,7 @@ def key() -> bytes:
 
 
 def busy() -> tuple[Router, list[Connection]]:
-    """A relay with a lone client, three connections of one key, and a mesh peer that watches."""
+    """Return a router with a lone client, three connections of one key, and a watcher."""
     router = Router(key(), lambda: 100.0)
     shared = key()
     connections = [
@@ -42,13 +42,13 @@ def busy() -> tuple[Router, list[Connection]]:
     return router, connections
 
 
-def test_books_agree_with_duplicates_homes_and_watchers() -> None:
+def test_counters_match_with_duplicates_homes_and_watchers() -> None:
     router, _ = busy()
     assert check(router) == []
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 3, 4, 1)])
-def test_books_agree_whoever_leaves(order: tuple[int, ...]) -> None:
+def test_counters_match_after_each_departure(order: tuple[int, ...]) -> None:
     router, connections = busy()
     for index in order:
         router.leave(connections[index])
@@ -79,7 +79,7 @@ def _wrong_key(router: Router, connections: list[Connection]) -> None:
     router.registry.active[connections[0].key] = connections[4]
 
 
-def _stranger(router: Router, connections: list[Connection]) -> None:
+def _unregistered(router: Router, connections: list[Connection]) -> None:
     router.registry.active[connections[1].key] = Connection(connections[1].key, NullSink())
 
 
@@ -102,7 +102,7 @@ def _watcher(router: Router, _: list[Connection]) -> None:
         (_left, "registered connections that have left = 0 != the connections say 1"),
         (_flag, "connections that share a key = 3 != the connections say 2"),
         (_wrong_key, "keys that lead to a connection with another key: 1"),
-        (_stranger, "keys with several connections of which none is active: 1"),
+        (_unregistered, "keys with several connections of which none is active: 1"),
         (_single, "keys that count as having several connections and do not: 1"),
         (_watcher, "watchers that are not registered: 1"),
     ],

@@ -1,4 +1,4 @@
-"""What is told and counted when a connection ends."""
+"""Frames that are sent and packets that are counted when a connection ends."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tests.relay.world import World, disco, gone, key, packet, public
 
 
 class TestPeerGone:
-    """A client is told when someone who wrote to it left."""
+    """A client gets PeerGone when a client that sent it packets leaves."""
 
-    def test_only_who_received_from_it_is_told(self, world: World) -> None:
+    def test_only_clients_that_received_from_it_get_peer_gone(self, world: World) -> None:
         a, b, c = (world.join(name) for name in "abc")
         world.send(a, b, b"x")
         world.send(c, a, b"x")
         world.got(b)
         world.leave(a)
         assert world.got(b) == [gone("a")]
-        assert world.got(c) == [], "it wrote to the one that left, and never heard of it"
+        assert world.got(c) == [], "it sent packets to the client that left, but received none"
         assert world.counters.peer_gone_disconnected == 1
         world.check()
 
-    def test_a_second_departure_is_told_again(self, world: World) -> None:
-        """Go's relay stays silent the second time."""
+    def test_a_second_departure_is_sent_again(self, world: World) -> None:
+        """Go's relay does not send it the second time."""
         b = world.join("b")
         for _ in range(3):
             a = world.join("a")
@@ -36,7 +36,7 @@ class TestPeerGone:
         assert world.got(b) == [], "it was here and silent"
         world.check()
 
-    def test_nobody_is_told_while_a_duplicate_stays(self, world: World) -> None:
+    def test_no_peer_gone_is_sent_while_a_duplicate_stays(self, world: World) -> None:
         a1, a2, b = world.join("a"), world.join("a"), world.join("b")
         world.send(a1, b, b"x")
         world.got(b)
@@ -45,7 +45,7 @@ class TestPeerGone:
         world.leave(a2)
         assert world.got(b) == [gone("a")]
 
-    def test_nobody_is_told_while_another_relay_has_the_key(self, world: World) -> None:
+    def test_no_peer_gone_is_sent_while_another_relay_has_the_key(self, world: World) -> None:
         link = MeshLink(lambda: None)
         a, b = world.join("a"), world.join("b")
         world.router.add_forwarder(key("a"), link)
@@ -58,7 +58,7 @@ class TestPeerGone:
         assert world.got(b) == [gone("a")]
         world.check()
 
-    def test_a_forwarder_that_goes_while_the_key_is_here_is_not_told(self, world: World) -> None:
+    def test_no_peer_gone_is_sent_for_a_forwarder_while_the_key_is_here(self, world: World) -> None:
         link = MeshLink(lambda: None)
         a, b = world.join("a"), world.join("b")
         world.router.add_forwarder(key("a"), link)
@@ -69,7 +69,7 @@ class TestPeerGone:
         world.leave(a)
         assert world.got(b) == [gone("a")]
 
-    def test_who_heard_only_the_key_of_a_forwarded_packet_is_told_of_that(
+    def test_a_client_that_received_a_forwarded_packet_gets_peer_gone_of_its_source(
         self, world: World
     ) -> None:
         r, b = world.join("relay 2", mesh=True), world.join("b")
@@ -79,7 +79,7 @@ class TestPeerGone:
         world.leave(a)
         assert world.got(b) == [gone("a")]
 
-    def test_news_for_who_does_not_read_wait_before_its_packets(self, world: World) -> None:
+    def test_peer_gone_for_a_stalled_client_is_sent_before_its_packets(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         b.block()
         world.send(a, b, b"x")
@@ -88,7 +88,7 @@ class TestPeerGone:
         b.read()
         assert world.got(b) == [gone("a"), packet("a", b"x")]
 
-    def test_a_new_connection_of_the_destination_is_not_told(self, world: World) -> None:
+    def test_a_new_connection_of_the_destination_gets_no_peer_gone(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"x")
         world.leave(b)
@@ -99,12 +99,12 @@ class TestPeerGone:
 
 
 class TestSlowClient:
-    """A client that does not read hears of departures as long as few frames wait for it."""
+    """A client that does not read gets PeerGone while few control frames wait for it."""
 
     def test_peer_gone_frames_that_wait_are_bounded(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A mesh peer may have any number of sources come and go."""
+        """A mesh peer may announce any number of sources."""
         monkeypatch.setattr(router_module, "MAX_PENDING_CONTROL", 3)
         relay, b = world.join("relay 2", mesh=True), world.join("b")
         link = MeshLink(lambda: None)
@@ -116,17 +116,19 @@ class TestSlowClient:
         assert world.counters.peer_gone_disconnected == 3
         assert world.counters.peer_gone_not_sent == 7
         b.read()
-        told = world.got(b)
-        assert [each for each in told if isinstance(each, PeerGone)] == [
+        received = world.got(b)
+        assert [each for each in received if isinstance(each, PeerGone)] == [
             gone(f"far {i}") for i in range(3)
         ]
         world.check()
 
 
 class TestDuplicates:
-    """A key on several connections: the last to speak gets its packets."""
+    """A key with several connections: the last that sent a frame gets its packets."""
 
-    def test_the_newest_wins_and_any_frame_of_the_other_moves_traffic(self, world: World) -> None:
+    def test_the_newest_connection_is_active_until_another_sends_a_frame(
+        self, world: World
+    ) -> None:
         s, a1, a2 = world.join("s"), world.join("a"), world.join("a")
         world.send(s, "a", b"1")
         world.feed(a1, bytes.fromhex("ff 00000000"))
@@ -139,7 +141,7 @@ class TestDuplicates:
         assert world.got(a2) == [packet("s", b"1"), Pong(b"12345678"), packet("s", b"3")]
         world.check()
 
-    def test_traffic_of_the_one_that_left_goes_to_the_other(self, world: World) -> None:
+    def test_packets_go_to_the_other_connection_when_one_leaves(self, world: World) -> None:
         s, w = world.join("s"), world.join("w", mesh=True)
         a1, a2 = world.join("a"), world.join("a")
         world.send(a1, s, b"x")
@@ -151,8 +153,8 @@ class TestDuplicates:
         assert world.got(w) == world.got(s) == []
 
 
-def test_nothing_is_left_behind_once_all_have_left(world: World) -> None:
-    """Whatever they did to each other, in whatever order they go."""
+def test_no_state_remains_once_all_clients_have_left(world: World) -> None:
+    """Whatever frames they sent, and in whatever order they leave."""
     names = ["a", "b", "b", "c", "c", "c"]
     for order in (list(range(8)), list(range(7, -1, -1)), [3, 1, 7, 0, 5, 2, 6, 4]):
         peers = [world.join(name, not_ideal=True) for name in names]

@@ -1,4 +1,4 @@
-"""What other relays may do: watch, forward and close."""
+"""Frames of mesh peers: WatchConns, ForwardPacket and ClosePeer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.relay.world import Peer, World, disco, gone, key, not_here, packet, p
 
 
 def present(name: str, flags: PeerPresentFlags = PeerPresentFlags.REGULAR) -> PeerPresent:
-    """What a watcher is told of a client of unknown address."""
+    """Return the PeerPresent message of a client of unknown address."""
     return PeerPresent(public(name), IPv6Address("::"), 0, flags)
 
 
@@ -34,7 +34,7 @@ def relay(name: str) -> PeerPresent:
 
 
 def watcher(world: World, name: str = "w") -> Peer:
-    """Another relay that watches; what it saw at first is read."""
+    """Return another relay that watches and has read the first list."""
     peer = world.join(name, mesh=True)
     world.watch(peer)
     world.got(peer)
@@ -42,9 +42,9 @@ def watcher(world: World, name: str = "w") -> Peer:
 
 
 class TestWatch:
-    """WatchConns: who is here, who comes and who goes."""
+    """WatchConns: connected clients, logins and departures."""
 
-    def test_sequences_of_two_watchers(self, world: World) -> None:
+    def test_two_watchers_get_the_same_changes(self, world: World) -> None:
         """The twin of Go's TestWatch."""
         w1 = world.join("w1", mesh=True)
         world.watch(w1)
@@ -76,15 +76,15 @@ class TestWatch:
         world.join("a")
         assert world.got(w) == [present("a"), gone("a"), present("a")]
 
-    def test_asking_again_repeats_the_picture(self, world: World) -> None:
+    def test_a_repeated_watch_conns_repeats_the_list(self, world: World) -> None:
         w = watcher(world)
         world.join("a")
         world.watch(w)
         assert world.got(w) == [present("a"), relay("w"), present("a")]
         world.join("b")
-        assert world.got(w) == [present("b")], "told once, though it asked twice"
+        assert world.got(w) == [present("b")], "sent once, though it watches twice"
 
-    def test_a_repeat_adds_nothing_while_the_picture_waits(self, world: World) -> None:
+    def test_a_repeated_watch_conns_is_ignored_while_the_list_waits(self, world: World) -> None:
         w = watcher(world)
         world.join("a")
         w.block()
@@ -103,14 +103,14 @@ class TestWatch:
         assert world.got(w) == [present("a"), present("a")]
         late = world.join("late", mesh=True)
         world.watch(late)
-        assert world.got(late).count(present("a")) == 1, "one for each key"
+        assert world.got(late).count(present("a")) == 1, "the list has one for each key"
         world.got(w)
         world.leave(a2)
         assert world.got(w) == []
         world.leave(a1)
         assert world.got(w) == [gone("a")]
 
-    def test_the_relay_itself_learns_nothing_by_way_of_its_mesh_list(self, world: World) -> None:
+    def test_a_watcher_with_the_relays_own_key_gets_nothing(self, world: World) -> None:
         own = world.join("relay", mesh=True)
         world.watch(own)
         world.join("a")
@@ -135,7 +135,7 @@ class TestWatch:
         w, reader = watcher(world, "w"), watcher(world, "reader")
         world.got(w)
         w.block()
-        # As many as are here may wait on top of the bound: the two watchers.
+        # The bound is raised by the number of connected keys: the two watchers.
         for _ in range((10 + 2) // 2):
             world.leave(world.join("x"))
             world.flush()
@@ -147,10 +147,10 @@ class TestWatch:
         assert gone("w") in world.got(reader)
         world.check()
 
-    def test_a_watcher_whose_picture_is_too_large_is_closed_when_it_asks(
+    def test_a_watcher_whose_list_is_too_large_is_closed_at_watch_conns(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A whole picture fits within the bound as it is; the bound is lowered here."""
+        """A whole list is always within the real bound; the test lowers the bound."""
         monkeypatch.setattr(router_module, "MAX_PENDING_CHANGES", -1)
         w = world.join("w", mesh=True)
         world.watch(w)
@@ -158,7 +158,7 @@ class TestWatch:
         assert w.connection.backlog is None
         world.check()
 
-    def test_a_full_picture_may_wait_however_large_it_is(
+    def test_a_full_list_may_wait_however_large_it_is(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(router_module, "MAX_PENDING_CHANGES", 3)
@@ -172,7 +172,7 @@ class TestWatch:
         w.read()
         assert world.got(w) == [relay("w"), *map(present, names)]
 
-    def test_watchers_that_are_closed_by_each_other_s_leaving_are_closed_once(
+    def test_watchers_closed_because_of_each_others_departures_are_closed_once(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         a = world.join("a")
@@ -186,7 +186,7 @@ class TestWatch:
         assert world.counters.watchers_closed == 3
         world.flush()
         assert world.peers == []
-        assert all(w.connection.backlog is None for w in watchers), "nothing waits for the dead"
+        assert all(w.connection.backlog is None for w in watchers), "nothing waits for closed ones"
         world.check()
 
 
@@ -195,7 +195,7 @@ def by_key(messages: list[Message]) -> list[Message]:
 
 
 class TestForward:
-    """ForwardPacket: one hop, to connections here."""
+    """ForwardPacket: one hop, to connections of this relay."""
 
     def test_the_destination_sees_the_source_and_not_the_relay(self, world: World) -> None:
         r, a = world.join("relay 2", mesh=True), world.join("a")
@@ -209,7 +209,7 @@ class TestForward:
     @pytest.mark.parametrize(
         "bound", ["MAX_FORWARDED_SOURCES", "MAX_REMOTE_SOURCES", "MAX_REMOTE_PAIRS"]
     )
-    def test_sources_beyond_the_bound_are_delivered_and_not_noted(
+    def test_packets_of_sources_beyond_the_bound_are_delivered_without_remembering_them(
         self, world: World, monkeypatch: pytest.MonkeyPatch, bound: str
     ) -> None:
         monkeypatch.setattr(registry_module, bound, 3)
@@ -222,12 +222,12 @@ class TestForward:
         assert len(noted) + world.counters.sources_not_noted == 20
         assert len(noted) <= 3 + len(world.router.registry.active)
         assert len(world.router.registry.sent_to) == len(noted)
-        # A source that was noted stays noted.
+        # A remembered source stays remembered.
         world.forward(r, "far 0", "a", b"y")
         assert len(noted) + world.counters.sources_not_noted == 20
         world.check()
 
-    def test_what_was_forwarded_is_never_forwarded_again(self, world: World) -> None:
+    def test_a_forwarded_packet_is_never_forwarded_again(self, world: World) -> None:
         link = MeshLink(lambda: None)
         link.connected = True
         r = world.join("relay 2", mesh=True)
@@ -238,7 +238,9 @@ class TestForward:
         assert world.got(r) == []
         world.check()
 
-    def test_the_relay_is_told_of_disco_for_nobody_so_that_it_learns(self, world: World) -> None:
+    def test_disco_forwarded_to_an_unknown_key_is_answered_with_not_here(
+        self, world: World
+    ) -> None:
         r = world.join("relay 2", mesh=True)
         world.forward(r, "far", "nobody", *[disco()] * 5)
         assert world.got(r) == [not_here("nobody")] * 3
@@ -246,7 +248,7 @@ class TestForward:
             (DropReason.UNKNOWN_DEST_ON_FWD, "disco"): (5, 5 * len(disco())),
         }
 
-    def test_a_forwarded_packet_waits_in_the_queues_as_any_other(self, world: World) -> None:
+    def test_a_forwarded_packet_waits_in_the_queues_like_any_other(self, world: World) -> None:
         r, a = world.join("relay 2", mesh=True), world.join("a")
         a.block()
         world.forward(r, "far", "a", *(b"%d" % i for i in range(33)))
@@ -255,8 +257,11 @@ class TestForward:
         a.read()
         assert len(world.got(a)) == 33
 
-    def test_two_relays_forward_both_ways_and_prefer_their_own(self, world: World) -> None:
-        """Local over remote, back to remote without PeerGone, PeerGone after the last."""
+    def test_a_local_connection_is_preferred_to_a_forwarder(self, world: World) -> None:
+        """A local connection is preferred.
+
+        When it ends, packets are forwarded again without PeerGone.
+        """
         link = MeshLink(lambda: None)
         link.connected = True
         a = world.join("a")
@@ -277,7 +282,7 @@ class TestForward:
 
 
 class Side:
-    """One of two relays: its world, the way to the other, and the other's connection here."""
+    """One of two relays: its world, the link to the other, and the other's connection here."""
 
     def __init__(self, other: str) -> None:
         self.world = World()
@@ -286,12 +291,15 @@ class Side:
         self.other = self.world.join(other, mesh=True)
 
     def carry(self, to: Side) -> None:
-        """Bring what waits for the other relay there."""
+        """Deliver the frames that wait for the other relay."""
         to.world.feed(to.other, *self.link.take())
 
 
 def test_a_packet_and_its_answer_cross_two_relays() -> None:
-    """Counted once forwarded out and once forwarded in, each way; NotHere ends the way."""
+    """Each is counted once as forwarded out and once as forwarded in.
+
+    NotHere removes the forwarder.
+    """
     one, two = Side("relay 2"), Side("relay 1")
     a, b = one.world.join("a"), two.world.join("b")
     one.world.router.add_forwarder(b.key, one.link)
@@ -334,8 +342,10 @@ class TestClosePeer:
         assert r.closed == []
 
     @pytest.mark.parametrize("behind", ["watch", "prefer", "send", "ask", "ping", "bad", "half"])
-    def test_who_closes_itself_is_not_heard_any_more(self, world: World, behind: str) -> None:
-        """What stands behind the frame in the same read must not touch the books."""
+    def test_frames_behind_a_close_of_the_own_key_are_ignored(
+        self, world: World, behind: str
+    ) -> None:
+        """Frames behind it in the same read must not change any state."""
         r, a = world.join("r", mesh=True), world.join("a")
         frames = {
             "watch": pack_watch_conns(),
@@ -356,7 +366,7 @@ class TestClosePeer:
         world.check()
 
 
-def test_what_waits_when_a_link_breaks_is_dropped_and_counted(world: World) -> None:
+def test_packets_queued_when_a_link_breaks_are_dropped_and_counted(world: World) -> None:
     link = MeshLink(lambda: None)
     link.connected = True
     a = world.join("a")
