@@ -425,8 +425,9 @@ WITHOUT: Final[Mapping[str, str]] = {
 BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "admission URL: all answers": (
         "admission/test_url.py::test_the_request_has_exactly_this_body_and_no_content_type",
-        "admission/test_url.py::test_a_response_decides_whether_or_not_failing_opens",
-        "admission/test_url.py::test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens",
+        "admission/test_url.py::test_a_response_decides_with_and_without_fail_open",
+        "admission/test_url.py"
+        "::test_a_connection_without_a_valid_answer_refuses_even_with_fail_open",
         "interop/admission/test_beside_derper.py::test_an_admission_url",
         "interop/admission/test_beside_derper.py::test_an_admission_url_that_fails_closed",
         "server/conn/test_login.py::test_admission_is_not_checked_for_mesh_peers",

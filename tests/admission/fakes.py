@@ -1,4 +1,4 @@
-"""Servers with prepared answers, on a Unix socket or on loopback, that keep the questions."""
+"""Servers with scripted answers, on a Unix socket or on loopback, that record their requests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pyderp import NodePublic
 from pyderp.admission.verdict import ClientIdentity
 
 STALL: Final = "stall"
-"""Say nothing more until the end."""
+"""Send nothing more until the end."""
 CLOSE: Final = "close"
 WAIT: Final = "wait"
-"""Go on when `released` is set."""
+"""Continue when `released` is set."""
 
 Reply: TypeAlias = "Sequence[bytes | Literal['stall', 'close', 'wait']]"
 
@@ -28,7 +28,7 @@ class _Jumping(selectors.DefaultSelector):
         self.now = 1000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "nothing will ever happen any more"
+        assert timeout is not None, "the loop would wait for ever"
         ready = super().select(0)
         if not ready:
             self.now += max(timeout, 0)
@@ -61,7 +61,7 @@ def response(body: bytes = b"", status: str = "200 OK", headers: str = "") -> by
 
 @dataclass
 class Request:
-    """As it came."""
+    """A request, byte by byte as received."""
 
     raw: bytes
 
@@ -89,7 +89,7 @@ class FakeServer:
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set: replies that wait go on, and stalled connections end."""
+    """Once set, waiting replies continue, and stalled connections end."""
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def wait_for_requests(self, n: int) -> None:
@@ -131,7 +131,7 @@ class FakeServer:
 async def serving(
     reply: Reply | Callable[[Request], Reply], *, path: Path | None = None
 ) -> AsyncIterator[FakeServer]:
-    """Run a server that replies so to every request, on `path` or on a free port."""
+    """Run a server that answers every request with `reply`, on `path` or on a free port."""
     fake = FakeServer(reply if callable(reply) else lambda _: reply)
     tasks: set[asyncio.Task[None]] = set()
     writers: list[asyncio.StreamWriter] = []

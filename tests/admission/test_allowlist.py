@@ -17,7 +17,7 @@ from pyderp.errors import ConfigError
 from .fakes import key
 
 
-def test_a_file_of_all_forms() -> None:
+def test_all_forms_of_lines_are_read() -> None:
     text = f"""\ufeff# office
 
 {key(1)}
@@ -57,7 +57,7 @@ def test_a_file_of_all_forms() -> None:
         (str(key(1)) + " \udcff", "not UTF-8"),
     ],
 )
-def test_a_bad_line_is_named_and_not_shown(line: str, what: str) -> None:
+def test_a_bad_line_is_named_and_not_quoted(line: str, what: str) -> None:
     data = f"# one\n{key(7)}\n{line}\n".encode(errors="surrogateescape")
     with pytest.raises(ConfigError, match=rf"^f, line 3: .*{what}") as caught:
         parse_allow_list(data, "f")
@@ -66,8 +66,8 @@ def test_a_bad_line_is_named_and_not_shown(line: str, what: str) -> None:
 
 @pytest.mark.parametrize("separator", "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 @pytest.mark.parametrize("form", ["{a}{s}{b}", "{a} label{s}{b}", "# comment{s}{b}", "{a}{s}\r"])
-def test_a_line_break_that_is_none_swallows_no_key(separator: str, form: str) -> None:
-    """An editor shows two lines; the second would be a label, or belong to the comment."""
+def test_other_line_breaks_are_refused(separator: str, form: str) -> None:
+    """An editor shows two lines; the second would be part of a label or of a comment."""
     line = form.format(a=key(1), b=key(2), s=separator)
     with pytest.raises(ConfigError, match=r"^f, line 2: a line break U\+[0-9A-F]{4}; "):
         parse_allow_list(f"{key(7)}\n{line}\n".encode(), "f")
@@ -82,13 +82,13 @@ def test_any_bytes_are_a_list_or_an_error(data: bytes) -> None:
 
 
 @given(st.dictionaries(st.binary(min_size=32, max_size=32).filter(any), st.from_regex(r"\A\w*\Z")))
-def test_what_is_written_is_read(labels: dict[bytes, str]) -> None:
+def test_a_written_list_is_read_back(labels: dict[bytes, str]) -> None:
     text = "".join(f"{NodePublic(raw)} {label[:200]}\n" for raw, label in labels.items())
     read = parse_allow_list(text.encode(), "f")
     assert read == {NodePublic(raw): label[:200] for raw, label in labels.items()}
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"key file .*none: No such file"):
         read_allow_list(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"key file .*: Is a directory"):
@@ -109,7 +109,7 @@ class Files:
         self.touch()
 
     def touch(self) -> None:
-        """A new time, also where the clock of the file system is coarse."""
+        """Set a new time, also where the clock of the file system is coarse."""
         status = self.path.stat()
         os.utime(self.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
 
@@ -135,11 +135,11 @@ def test_a_file_that_is_replaced_by_a_fifo_does_not_block(
     assert len(caplog.messages) == 2
 
 
-def test_before_load_no_key_is_allowed(tmp_path: Path) -> None:
+def test_before_the_file_is_read_no_key_is_allowed(tmp_path: Path) -> None:
     assert not AllowList(tmp_path / "keys").verdict(key(1)).allowed
 
 
-def test_verdicts(files: Files) -> None:
+def test_verdicts_have_labels_and_reasons(files: Files) -> None:
     assert files.list.verdict(key(1)) == Verdict(True, label="label 1")
     assert files.list.verdict(key(3)) == Verdict(
         False, f"peer {key(3)} not authorized (not in the key file)"
@@ -148,7 +148,7 @@ def test_verdicts(files: Files) -> None:
     assert len(files.list) == 2
 
 
-def test_a_change_counts_when_it_is_there_for_two_looks(files: Files) -> None:
+def test_a_change_counts_when_two_looks_find_it_unchanged(files: Files) -> None:
     assert not files.list.look()
     files.write(2, 3)
     assert not files.list.look()
@@ -158,7 +158,7 @@ def test_a_change_counts_when_it_is_there_for_two_looks(files: Files) -> None:
     assert not files.list.look()
 
 
-def test_a_file_that_is_being_written_is_left_alone(files: Files) -> None:
+def test_a_file_that_is_being_written_is_not_read(files: Files) -> None:
     for n in range(3, 6):
         files.path.write_text("")
         files.touch()
@@ -215,7 +215,7 @@ def test_a_missing_file_keeps_the_old_list_and_is_logged_once(
     assert files.keys() == {3}
 
 
-def test_an_empty_list_is_taken_with_a_warning(
+def test_an_empty_list_is_accepted_with_a_warning(
     files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     files.write()
@@ -237,6 +237,6 @@ def test_the_log_has_the_number_of_keys(
     assert files.list.trouble.startswith(f"the old list of {text} stays in use: ")
 
 
-def test_the_same_list_again_is_no_news(files: Files) -> None:
+def test_an_unchanged_list_is_no_change(files: Files) -> None:
     files.touch()
     assert [files.list.look(), files.list.look()] == [False, False]

@@ -56,14 +56,14 @@ def test_the_log_has_the_number_of_keys(
     assert caplog.messages == [f"{text.format(path)} denied"]
 
 
-def test_a_file_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path) -> None:
+def test_an_invalid_file_is_a_config_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the deny file .*deny"):
         DenyList(tmp_path / "deny").load()
     with pytest.raises(ConfigError, match=r"deny file .*, line 1: not a node key"):
         load(tmp_path / "deny", "me\n")
 
 
-def test_an_added_key_counts_at_once_and_a_missing_one_when_the_file_is_whole(
+def test_an_added_key_counts_at_once_and_a_removed_one_when_the_file_is_complete(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "deny"
@@ -78,7 +78,7 @@ def test_an_added_key_counts_at_once_and_a_missing_one_when_the_file_is_whole(
     assert denied.look() is False
 
 
-def test_a_broken_file_leaves_the_old_list_and_shows(
+def test_a_bad_file_keeps_the_old_list_and_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "deny"
@@ -95,7 +95,7 @@ def test_a_broken_file_leaves_the_old_list_and_shows(
 
 
 @pytest.mark.parametrize("source", ["alone", "allowed", "function"])
-async def test_deny_wins_over_each_source(tmp_path: Path, source: str) -> None:
+async def test_the_deny_file_wins_over_each_source(tmp_path: Path, source: str) -> None:
     deny, allow = tmp_path / "deny", tmp_path / "allow"
     deny.write_text(f"{key(1)}\n")
     allow.write_text(f"{key(1)}\n{key(2)}\n")

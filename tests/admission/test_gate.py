@@ -29,7 +29,7 @@ NOT_LISTED = f"peer {key(3)} not authorized (not in the key file)"
 
 @dataclass
 class Decider:
-    """A function to be asked whose answers are futures that the test resolves."""
+    """An admission callback whose answers are futures that the test resolves."""
 
     asked: list[ClientIdentity] = field(default_factory=list)
     answers: list[asyncio.Future[bool]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Decider:
 
 @dataclass
 class Relay:
-    """What a gate needs of a relay, and a clock."""
+    """The parts of a relay that a gate needs, and a clock."""
 
     connected: list[ClientIdentity] = field(default_factory=list)
     revoked: list[tuple[NodePublic, str | None, str]] = field(default_factory=list)
@@ -93,7 +93,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_without_sources_everybody_comes_in(relay: Relay) -> None:
+async def test_without_sources_every_client_is_allowed(relay: Relay) -> None:
     async with relay.gate() as gate:
         assert gate.known(identity()) == Verdict(True)
         assert await gate.ask(identity()) == Verdict(True)
@@ -112,7 +112,9 @@ async def test_a_key_file_alone_answers_at_once(relay: Relay, tmp_path: Path) ->
         assert gate.counters == AdmissionCounters(allowed=1, denied=2)
 
 
-async def test_a_key_file_that_cannot_be_used_stops_the_start(relay: Relay, tmp_path: Path) -> None:
+async def test_an_invalid_key_file_is_a_config_error_at_the_start(
+    relay: Relay, tmp_path: Path
+) -> None:
     path = tmp_path / "keys"
     path.write_text("nonsense\n")
     with pytest.raises(ConfigError, match=r"keys, line 1: not a node key"):
@@ -142,7 +144,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("against", [None, *SOURCES])
-async def test_all_sources_must_agree_and_are_asked_in_order(
+async def test_all_sources_must_allow_and_are_asked_in_order(
     relay: Relay, tmp_path: Path, against: str | None
 ) -> None:
     path = tmp_path / "d.sock"
@@ -181,7 +183,7 @@ async def test_all_sources_must_agree_and_are_asked_in_order(
     assert (f"{key(1)}" in verdict.reason) is (against is not None)
 
 
-async def test_an_answer_is_remembered_for_its_time_and_place(relay: Relay) -> None:
+async def test_an_answer_is_remembered_for_a_time_per_key_and_address(relay: Relay) -> None:
     calls: list[str] = []
 
     def decide(key: NodePublic, address: str) -> bool:
@@ -190,14 +192,14 @@ async def test_an_answer_is_remembered_for_its_time_and_place(relay: Relay) -> N
 
     async with relay.gate(decide=decide, remember=10) as gate:
         for address in ("good", "bad"):
-            who = identity(1, address)
-            assert gate.known(who) is None
-            verdict = await gate.ask(who)
+            client = identity(1, address)
+            assert gate.known(client) is None
+            verdict = await gate.ask(client)
             relay.now += 9
-            assert gate.known(who) == await gate.ask(who) == verdict
+            assert gate.known(client) == await gate.ask(client) == verdict
             assert verdict.allowed is (address == "good")
             relay.now += 1
-            assert gate.known(who) is None
+            assert gate.known(client) is None
         assert calls == ["good", "bad"]
         assert gate.counters == AdmissionCounters(allowed=3, denied=3, cache_hits=4, queries=2)
 
@@ -210,7 +212,7 @@ async def test_remembering_can_be_switched_off(relay: Relay) -> None:
         assert gate.counters.queries == 3
 
 
-async def test_no_more_is_remembered_than_the_limit(
+async def test_the_number_of_remembered_answers_is_bounded(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyderp.admission.gate.ADMISSION_CACHE", 3)
@@ -248,7 +250,7 @@ async def test_a_client_that_was_allowed_unasked_is_asked_about_next_time(relay:
             assert gate.counters == AdmissionCounters(allowed=n, queries=1, errors=1, failed_open=n)
 
 
-async def test_concurrent_questions_about_one_client_are_one(relay: Relay) -> None:
+async def test_concurrent_checks_of_one_client_are_one(relay: Relay) -> None:
     decide = Decider()
     async with relay.gate(decide=decide) as gate:
         asking = [asyncio.ensure_future(gate.ask(identity(1))) for _ in range(3)]
@@ -266,7 +268,7 @@ async def test_concurrent_questions_about_one_client_are_one(relay: Relay) -> No
         assert gate.counters == AdmissionCounters(allowed=2, denied=1, queries=2)
 
 
-async def test_a_reload_forgets_answers_also_those_under_way(relay: Relay) -> None:
+async def test_a_reload_forgets_answers_also_pending_ones(relay: Relay) -> None:
     decide = Decider()
     async with relay.gate(decide=decide) as gate:
         early = asyncio.ensure_future(gate.ask(identity(1)))
@@ -286,7 +288,7 @@ async def test_a_reload_forgets_answers_also_those_under_way(relay: Relay) -> No
         assert gate.known(identity(1)) is None
 
 
-async def test_a_key_taken_out_while_others_are_asked_does_not_come_in(
+async def test_a_key_removed_while_a_later_source_is_asked_is_refused(
     relay: Relay, tmp_path: Path
 ) -> None:
     decide = Decider()
@@ -316,7 +318,7 @@ async def test_a_new_key_file_closes_clients_that_are_no_longer_in_it(
         assert gate.counters.revoked == 1
 
 
-async def test_the_key_file_is_looked_at_without_a_reload(relay: Relay, tmp_path: Path) -> None:
+async def test_a_changed_key_file_is_found_without_a_reload(relay: Relay, tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys", 1, 3)
     relay.connected = [identity(1), identity(3)]
     async with relay.gate(keys_file=path, look=0.01):
@@ -350,7 +352,9 @@ async def test_rechecks_close_only_clients_that_a_source_denies(relay: Relay) ->
         assert not known.allowed
 
 
-async def test_a_recheck_closes_a_key_only_where_it_is_denied(relay: Relay) -> None:
+async def test_a_recheck_disconnects_a_key_only_at_addresses_where_it_is_denied(
+    relay: Relay,
+) -> None:
     asked: list[str] = []
     round_two = asyncio.Event()
 
@@ -374,12 +378,12 @@ async def test_rechecks_that_reach_no_source_close_no_client(relay: Relay, fail_
         url = server.url
     relay.connected = [identity()]
     async with relay.gate(url=url, url_fail_open=fail_open, recheck=0.01) as gate:
-        while gate.counters.errors < 3:  # noqa: ASYNC110 # nothing tells of an error
+        while gate.counters.errors < 3:  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0.01)
     assert relay.revoked == []
 
 
-async def test_a_source_with_a_bug_keeps_out(
+async def test_a_source_with_a_bug_refuses(
     relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(self: object, identity: ClientIdentity) -> Verdict:
@@ -394,7 +398,7 @@ async def test_a_source_with_a_bug_keeps_out(
     assert "RuntimeError: bug" in caplog.text
 
 
-async def test_a_function_that_cancels_itself_keeps_out(relay: Relay) -> None:
+async def test_a_function_that_raises_cancelled_error_refuses(relay: Relay) -> None:
     async def decide(key: NodePublic, address: str) -> bool:
         raise asyncio.CancelledError
 
@@ -450,7 +454,7 @@ def self_check(own: bytes, whois: bytes) -> Any:
         ),
     ],
 )
-async def test_the_machines_own_node_is_verified(
+async def test_the_self_check_verifies_the_machines_own_node(
     relay: Relay,
     tmp_path: Path,
     own: NodePublic | None,
@@ -486,7 +490,7 @@ async def test_closing_ends_a_self_check(relay: Relay, tmp_path: Path) -> None:
         assert len(server.requests) == 1
 
 
-async def test_the_machines_own_node_must_be_in_the_key_file(relay: Relay, tmp_path: Path) -> None:
+async def test_the_self_check_includes_the_key_file(relay: Relay, tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(3)).encode())
     keys = write_keys(tmp_path / "keys", 1)
@@ -512,7 +516,7 @@ assert make(AdmissionConfig(tailscaled=True))
 
 
 async def until(gate: Gate, *, trouble: bool) -> None:
-    """Wait until the gate is in trouble, or is not any more."""
+    """Wait until the gate reports a trouble, or none."""
     async with asyncio.timeout(20):
         while True:
             if bool(gate.troubles()) is trouble:
@@ -520,10 +524,10 @@ async def until(gate: Gate, *, trouble: bool) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_tailscaled_that_is_down_counts_before_the_first_client(
+async def test_a_tailscaled_that_is_down_is_reported_before_the_first_client(
     relay: Relay, tmp_path: Path
 ) -> None:
-    """Down at the start, up later, and down again: no client asks in all this time."""
+    """Down at the start, up later, and down again: no client logs in meanwhile."""
     path = tmp_path / "d.sock"
     status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode())
     async with relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate:
@@ -539,7 +543,7 @@ async def test_a_tailscaled_that_is_down_counts_before_the_first_client(
         assert gate.counters == AdmissionCounters()
 
 
-async def test_a_tailscaled_that_is_not_logged_in_counts(relay: Relay, tmp_path: Path) -> None:
+async def test_a_tailscaled_that_is_not_logged_in_is_reported(relay: Relay, tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     status = response(b'{"Self":{"PublicKey":"nodekey:%s"}}' % (b"0" * 64))
     async with (
@@ -552,10 +556,10 @@ async def test_a_tailscaled_that_is_not_logged_in_counts(relay: Relay, tmp_path:
 
 @pytest.mark.parametrize("fail_open", [False, True])
 @pytest.mark.parametrize("answer", [ALLOW, DENY])
-async def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
+async def test_the_trouble_ends_when_the_controller_is_back_without_any_client(
     relay: Relay, fail_open: bool, answer: bytes
 ) -> None:
-    """The probes meanwhile allow no client, and count none."""
+    """The probes meanwhile allow no client and count none."""
     up = False
 
     def reply(_: Request) -> Reply:
@@ -563,7 +567,7 @@ async def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
 
     async with serving(reply) as server:
         url = server.url
-    # Nothing listens there now; the same port later.
+    # The port is closed now, and open again later.
     port = int(url.split(":")[2].split("/")[0])
     async with relay.gate(probe=0.01, url=url, url_fail_open=fail_open, remember=0) as gate:
         assert (await gate.ask(identity())).allowed == fail_open
@@ -587,8 +591,8 @@ async def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
         assert str(key(1)).encode() in fake.requests[0].body
 
 
-async def test_the_trouble_of_a_function_ends_on_an_empty_relay(relay: Relay) -> None:
-    """A function that works is asked about no client that is not there."""
+async def test_the_trouble_of_a_function_ends_without_any_client(relay: Relay) -> None:
+    """Once the function works, it is not called for absent clients."""
     asked = []
     works = False
 

@@ -33,15 +33,15 @@ async def rechecking(
             await task
 
 
-def test_each_client_is_checked_once_a_round_spread_over_it() -> None:
+def test_each_client_is_checked_once_a_round_at_even_intervals() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         checked: list[tuple[ClientIdentity, float]] = []
         enough = asyncio.Event()
         begin = loop.time()
 
-        async def check(who: ClientIdentity) -> None:
-            checked.append((who, loop.time() - begin))
+        async def check(checked_client: ClientIdentity) -> None:
+            checked.append((checked_client, loop.time() - begin))
             if len(checked) == 8:
                 enough.set()
 
@@ -49,13 +49,13 @@ def test_each_client_is_checked_once_a_round_spread_over_it() -> None:
         # A client with two connections from one address is one client.
         async with rechecking(60, lambda: clients + clients, check):
             await enough.wait()
-        assert [who for who, _ in checked] == clients * 2
+        assert [checked_client for checked_client, _ in checked] == clients * 2
         assert [when for _, when in checked] == pytest.approx([15 * n for n in range(8)])
 
     run(main())
 
 
-def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
+def test_slow_checks_do_not_delay_others_and_are_at_most_16() -> None:
     async def main() -> None:
         running = most = 0
         full = asyncio.Event()
@@ -63,7 +63,7 @@ def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
         done: set[ClientIdentity] = set()
         enough = asyncio.Event()
 
-        async def check(who: ClientIdentity) -> None:
+        async def check(checked_client: ClientIdentity) -> None:
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -71,13 +71,13 @@ def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
                 full.set()
             await go.wait()
             running -= 1
-            done.add(who)
+            done.add(checked_client)
             if len(done) == 40:
                 enough.set()
 
         async with rechecking(60, lambda: map(identity, range(40)), check):
             await full.wait()
-            # The turns of the others come and pass.
+            # The times of the other checks pass meanwhile.
             await asyncio.sleep(120)
             go.set()
             await enough.wait()
@@ -98,8 +98,8 @@ def test_a_failure_ends_one_round_only(caplog: pytest.LogCaptureFixture) -> None
                 raise RuntimeError("live failed")
             return [identity(rounds)]
 
-        async def check(who: ClientIdentity) -> None:
-            if who == identity(2):
+        async def check(checked_client: ClientIdentity) -> None:
+            if checked_client == identity(2):
                 raise RuntimeError("check failed")
             enough.set()
 
@@ -111,7 +111,7 @@ def test_a_failure_ends_one_round_only(caplog: pytest.LogCaptureFixture) -> None
     assert "check failed" in caplog.text
 
 
-def test_cancelling_ends_checks_under_way() -> None:
+def test_cancelling_ends_running_checks() -> None:
     async def main() -> None:
         started = asyncio.Event()
         ended = asyncio.Event()

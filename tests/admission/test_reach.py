@@ -34,7 +34,7 @@ def test_a_single_attempt_that_fails_finds_the_server_unreachable() -> None:
     asyncio.run(main())
 
 
-def test_a_new_connection_counts_for_half_a_minute_and_an_old_one_not() -> None:
+def test_a_new_connection_means_reachable_for_half_a_minute_and_a_reused_one_does_not() -> None:
     async def main() -> None:
         clock = Clock()
         reach = Reach(clock=clock)
@@ -43,7 +43,7 @@ def test_a_new_connection_counts_for_half_a_minute_and_an_old_one_not() -> None:
         reach.on_end(reused)
         assert await reach.is_unreachable_for_all(reach.begin())
         reach.on_reached(reach.begin())
-        # What was found out before is over.
+        # The earlier result no longer counts.
         assert not reach.is_known_unreachable()
         clock.now += 29
         assert not await reach.is_unreachable_for_all(reach.begin())
@@ -53,7 +53,7 @@ def test_a_new_connection_counts_for_half_a_minute_and_an_old_one_not() -> None:
     asyncio.run(main())
 
 
-def test_one_that_fails_waits_for_those_that_began_before_and_for_no_others() -> None:
+def test_a_failed_attempt_waits_for_earlier_attempts_only() -> None:
     async def main() -> None:
         reach = Reach(clock=Clock(), grace=1000)
         first, second = reach.begin(), reach.begin()
@@ -68,7 +68,7 @@ def test_one_that_fails_waits_for_those_that_began_before_and_for_no_others() ->
         runner.run(main())
 
 
-def test_all_that_wait_hear_of_one_that_gets_through() -> None:
+def test_one_success_decides_for_all_waiting_attempts() -> None:
     async def main() -> None:
         reach = Reach(clock=Clock(), grace=1000)
         attempts = [reach.begin() for _ in range(64)]
@@ -82,7 +82,7 @@ def test_all_that_wait_hear_of_one_that_gets_through() -> None:
     asyncio.run(main())
 
 
-def test_the_wait_for_others_has_an_end() -> None:
+def test_the_wait_for_other_attempts_is_bounded() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         reach = Reach(clock=loop.time, grace=1)
@@ -107,13 +107,13 @@ def refused_certificate() -> ssl.SSLCertVerificationError:
 
 
 def response_error(message: str) -> Exception:
-    """aiohttp's own text has the whole URL of the request."""
+    """Return an error whose own text has the whole URL of the request."""
     request: Any = None
     return aiohttp.ClientResponseError(request, (), status=400, message=message)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "text"),
     [
         (
             connector(
@@ -143,6 +143,6 @@ def response_error(message: str) -> Exception:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_errors_are_described_without_classes_and_names_of_libraries(
-    error: Exception, told: str
+    error: Exception, text: str
 ) -> None:
-    assert describe(error) == told
+    assert describe(error) == text

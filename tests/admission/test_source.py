@@ -19,7 +19,7 @@ async def ask(decide: Decide, *, budget: float = 20) -> Verdict:
     return await AdmissionFunction(decide, AdmissionCounters(), timeout=budget).ask(identity())
 
 
-def test_a_plain_and_an_async_function() -> None:
+def test_a_function_may_be_plain_or_async() -> None:
     async def main() -> None:
         seen: list[tuple[NodePublic, str]] = []
 
@@ -40,9 +40,7 @@ def test_a_plain_and_an_async_function() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("oops"), TimeoutError("oops"), OSError("oops")])
-def test_a_function_that_raises_keeps_out(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_function_that_raises_refuses(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         def plain(key: NodePublic, address: str) -> bool:
             raise error
@@ -61,7 +59,7 @@ def test_a_function_that_raises_keeps_out(
     assert "Traceback" in caplog.text
 
 
-def test_other_values_than_true_and_false_keep_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_values_than_true_and_false_refuse(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async def forgot(key: NodePublic, address: str) -> None:
             await asyncio.sleep(0)
@@ -76,7 +74,7 @@ def test_other_values_than_true_and_false_keep_out(caplog: pytest.LogCaptureFixt
     assert "gave a NoneType; want True or False" in caplog.text
 
 
-def test_a_function_that_hangs_keeps_out() -> None:
+def test_a_function_that_hangs_refuses() -> None:
     async def main() -> None:
         async def hang(key: NodePublic, address: str) -> bool:
             await asyncio.get_running_loop().create_future()
@@ -96,7 +94,9 @@ class Clock:
         return self.now
 
 
-def test_a_flood_is_a_line_a_minute_and_its_end_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_are_logged_once_a_minute_and_their_end_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
     failures = FailureLog("controller", clock=clock)
     caplog.set_level(logging.INFO, "pyderp.admission")
@@ -128,7 +128,9 @@ def test_a_single_failure_that_was_left_out_is_counted_in_the_singular(
     assert caplog.messages[1:] == ["controller: gone (1 more failure since the last such line)"]
 
 
-def test_failing_and_answering_by_turns_is_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_and_answering_by_turns_does_not_flood_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
     failures = FailureLog("controller", clock=clock)
     caplog.set_level(logging.INFO, "pyderp.admission")
@@ -144,6 +146,6 @@ def test_failing_and_answering_by_turns_is_no_flood(caplog: pytest.LogCaptureFix
     ]
 
 
-def test_an_error_is_shown_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     FailureLog("function").failed("failed", ValueError("why"))
     assert "ValueError: why" in caplog.text

@@ -43,8 +43,8 @@ def test_a_share_is_an_address_or_a_network_of_64_bits(one: str, other: str, sam
     assert (share_of(one) == share_of(other)) is same
 
 
-def test_shares_have_their_turns_round_about() -> None:
-    """An address with a thousand waiting questions delays one with a single question by a turn."""
+def test_shares_get_turns_in_rotation() -> None:
+    """A share with a thousand waiting checks delays a share with one by one turn."""
 
     async def main() -> None:
         turns = Turns(1, 1)
@@ -68,7 +68,7 @@ def test_shares_have_their_turns_round_about() -> None:
     asyncio.run(main())
 
 
-def test_a_share_is_bounded_though_there_is_room() -> None:
+def test_a_share_is_bounded_even_if_turns_are_free() -> None:
     async def main() -> None:
         turns = Turns(6, 2)
         crowd = [queue(turns, "crowd") for _ in range(10)]
@@ -96,7 +96,7 @@ def test_a_question_that_is_cancelled_leaves_no_trace() -> None:
         waiting[0].cancel()
         await settle()
         assert turns.waiting == 1
-        # Cancelled, and a turn becomes free before it has noticed.
+        # Cancelled, and a turn becomes free before the task runs.
         late = queue(turns, "c")
         await settle()
         late.cancel()
@@ -107,7 +107,7 @@ def test_a_question_that_is_cancelled_leaves_no_trace() -> None:
         first = await turns.take("a")
         waiting[1] = queue(turns, "b")
         await settle()
-        # Handed out and cancelled in the same moment: the turn is not lost.
+        # The turn is granted and the task cancelled at the same moment: the turn is not lost.
         turns.end(first)
         waiting[1].cancel()
         await settle()
@@ -118,7 +118,7 @@ def test_a_question_that_is_cancelled_leaves_no_trace() -> None:
     asyncio.run(main())
 
 
-def test_slow_answers_halve_the_turns_once_and_quick_ones_bring_them_back() -> None:
+def test_slow_answers_halve_the_turns_once_and_quick_ones_raise_them_again() -> None:
     async def main() -> None:
         turns = Turns(64, 64)
         early = [await turns.take(None) for _ in range(64)]
@@ -152,8 +152,8 @@ def test_in_any_order_the_limits_hold_and_no_question_waits_while_a_turn_is_free
         for _ in range(data.draw(st.integers(0, 25))):
             what = data.draw(st.sampled_from(["take", "end", "cancel"]))
             if what == "take":
-                who = data.draw(st.sampled_from("abc"))
-                asked.append((who, queue(turns, who)))
+                owner = data.draw(st.sampled_from("abc"))
+                asked.append((owner, queue(turns, owner)))
             elif asked:
                 n = data.draw(st.integers(0, len(asked) - 1))
                 task = asked[n][1]
@@ -166,16 +166,16 @@ def test_in_any_order_the_limits_hold_and_no_question_waits_while_a_turn_is_free
                 await settle()
         await settle()
         has = [
-            who
-            for n, (who, task) in enumerate(asked)
+            owner
+            for n, (owner, task) in enumerate(asked)
             if task.done() and not task.cancelled() and n not in ended
         ]
-        waits = {who for who, task in asked if not task.done()}
+        waits = {owner for owner, task in asked if not task.done()}
         assert turns.taken == len(has)
-        assert all(has.count(who) <= share for who in has)
+        assert all(has.count(owner) <= share for owner in has)
         assert turns.taken <= most
         if turns.taken < turns.limit:
-            assert all(has.count(who) == share for who in waits)
+            assert all(has.count(owner) == share for owner in waits)
         for _, task in asked:
             task.cancel()
         await settle()
@@ -183,12 +183,12 @@ def test_in_any_order_the_limits_hold_and_no_question_waits_while_a_turn_is_free
     asyncio.run(main())
 
 
-# Questions to one source
+# Checks by one source
 
 
 @dataclass
 class Slow(Source):
-    """Answers one question at a time, each after `seconds`, and gives up after five."""
+    """Answers one check at a time, each after `seconds`, and gives up after five."""
 
     seconds: float
     name: str = "source"
@@ -221,7 +221,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-def test_an_address_has_8_turns_and_all_together_64() -> None:
+def test_an_address_has_8_turns_and_all_addresses_64() -> None:
     async def main() -> None:
         source = Slow(0.01)
         questions = Questions(source, AdmissionCounters(), timeout=5)
@@ -255,7 +255,7 @@ def test_a_client_that_gets_no_turn_is_refused_and_counted_once() -> None:
     run(main())
 
 
-def test_a_flood_from_one_address_delays_another_by_little() -> None:
+def test_a_flood_from_one_address_hardly_delays_another() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         questions = Questions(Slow(0.09), AdmissionCounters(), timeout=5)
@@ -274,8 +274,8 @@ def test_a_flood_from_one_address_delays_another_by_little() -> None:
 
 
 @pytest.mark.parametrize("addresses", [1, 100])
-def test_a_flood_does_not_keep_rechecks_from_their_answers(addresses: int) -> None:
-    """However many addresses it has: a slow source is asked less at once."""
+def test_rechecks_are_answered_during_a_flood(addresses: int) -> None:
+    """However many addresses the flood has: a slow source gets fewer checks at once."""
 
     async def main() -> None:
         source = Slow(0.09)
@@ -283,9 +283,9 @@ def test_a_flood_does_not_keep_rechecks_from_their_answers(addresses: int) -> No
         stop = asyncio.Event()
 
         async def attack(n: int) -> None:
-            who = identity(n, f"192.0.2.{n % addresses}")
+            owner = identity(n, f"192.0.2.{n % addresses}")
             while not stop.is_set():
-                await questions.ask(who, recheck=False)
+                await questions.ask(owner, recheck=False)
 
         flood = [asyncio.ensure_future(attack(n)) for n in range(200)]
         await asyncio.sleep(20)
@@ -297,8 +297,8 @@ def test_a_flood_does_not_keep_rechecks_from_their_answers(addresses: int) -> No
     run(main())
 
 
-def test_a_source_that_is_away_is_asked_no_less() -> None:
-    """It does not show how many questions the source can answer, and the client may be allowed."""
+def test_an_unreachable_source_does_not_lower_the_limit() -> None:
+    """It says nothing about the load that the source can bear."""
 
     async def main() -> None:
         source = Slow(0, verdict=Verdict(True, cause=Cause.UNREACHABLE))
@@ -317,7 +317,7 @@ def test_a_source_that_is_away_is_asked_no_less() -> None:
     run(main())
 
 
-def test_a_question_that_is_cancelled_or_fails_gives_its_turn_back() -> None:
+def test_a_check_that_is_cancelled_or_fails_releases_its_turn() -> None:
     async def main() -> None:
         source = Slow(1000)
         questions = Questions(source, AdmissionCounters(), timeout=5)

@@ -32,7 +32,7 @@ async def own_key(path: Path, *, budget: float = 20) -> NodePublic | str:
         await daemon.aclose()
 
 
-async def test_the_request_is_that_of_the_daemons_own_client(tmp_path: Path) -> None:
+async def test_the_request_is_that_of_tailscales_own_client(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     async with serving([KNOWN], path=path) as server:
         assert await ask(path) == Verdict(True)
@@ -73,7 +73,7 @@ async def test_each_answer_of_the_daemon(tmp_path: Path) -> None:
         path.unlink(missing_ok=True)  # from 3.13 on the server does it
         assert verdict.allowed is not bool(reason), name
         assert reason in verdict.reason, name
-        # Only "known" and "not found" are decisions that others may be closed for.
+        # Only "known" and "not found" are decisions that may disconnect other connections.
         assert verdict.definitive is (not reason or name == "unknown"), name
         if not verdict.definitive and name != "too old":
             start = f"failed to query local tailscaled status for {key(1)}: "
@@ -95,7 +95,7 @@ async def test_a_missing_socket_allows_no_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        path = tmp_path / "nobody.sock"
+        path = tmp_path / "missing.sock"
         verdict = await ask(path)
         assert (verdict.allowed, verdict.definitive) == (False, False)
         assert f"cannot connect to {path}: No such file or directory" in verdict.reason
@@ -141,7 +141,7 @@ async def test_every_decision_ends_the_trouble(
     assert again == "local tailscaled: answers again"
 
 
-async def test_a_cancelled_question_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_check_can_be_cancelled(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     async with serving([STALL], path=path) as server:
         daemon = Tailscaled(path, AdmissionCounters())
@@ -153,7 +153,7 @@ async def test_a_cancelled_question_leaves_nothing(tmp_path: Path) -> None:
         await daemon.aclose()
 
 
-async def test_its_own_key(tmp_path: Path) -> None:
+async def test_the_daemons_own_key_is_read(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     body = b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode()
     async with serving([response(body)], path=path) as server:
@@ -161,7 +161,7 @@ async def test_its_own_key(tmp_path: Path) -> None:
     assert server.requests[0].line == b"GET /localapi/v0/status?peers=false HTTP/1.1"
 
 
-async def test_without_its_own_key(tmp_path: Path) -> None:
+async def test_without_an_own_key_there_is_an_error(tmp_path: Path) -> None:
     cases = {
         b"{}": "localClient.Status: no node key in it",
         b'{"Self":null}': "localClient.Status: no node key in it",
@@ -182,7 +182,7 @@ async def test_without_its_own_key(tmp_path: Path) -> None:
     assert missing.startswith("localClient.Status: cannot connect to ")
 
 
-def test_the_first_place_with_a_socket_is_the_default(tmp_path: Path) -> None:
+def test_the_first_path_with_a_socket_is_the_default(tmp_path: Path) -> None:
     places = [tmp_path / "a", tmp_path / "b"]
     assert default_socket("linux", places) == places[0]
     places[1].touch()

@@ -32,7 +32,7 @@ class Clock:
 
 
 BUDGET = 0.2
-"""Seconds instead of five."""
+"""Timeout in seconds, instead of five."""
 LONG = 20.0
 
 ALLOW = response(b'{"Allow":true}')
@@ -40,7 +40,7 @@ DENY = response(b'{"Allow":false}')
 
 
 async def ask(url: str, *, fail_open: bool = True, budget: float = LONG) -> Verdict:
-    """Ask once about client 1."""
+    """Check client 1 once."""
     controller = AdmissionURL(url, AdmissionCounters(), fail_open=fail_open, timeout=budget)
     try:
         return await controller.ask(identity())
@@ -49,7 +49,7 @@ async def ask(url: str, *, fail_open: bool = True, budget: float = LONG) -> Verd
 
 
 def free_url() -> str:
-    """A URL on which no server listens."""
+    """Return a URL whose port is closed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/"
@@ -94,18 +94,18 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
     "array": (response(b"[true]"), "no usable answer"),
     "too long": (response(b'{"Pad":"' + b"x" * 4096 + b'","Allow":true}'), "4096"),
 }
-"""Response, and what is in the reason for keeping the client out, if it does."""
+"""The response, and a part of the reason for a refusal, or an empty one."""
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_a_response_decides_whether_or_not_failing_opens(fail_open: bool) -> None:
+async def test_a_response_decides_with_and_without_fail_open(fail_open: bool) -> None:
     for name, (answer, reason) in ANSWERS.items():
         async with serving([answer]) as server:
             verdict = await ask(server.url, fail_open=fail_open)
         assert verdict.allowed is not bool(reason), name
         assert reason in verdict.reason, name
         assert verdict.allowed or verdict.reason.startswith("admission controller: "), name
-        # Only a whole answer with status 200 is a decision that others may be closed for.
+        # Only a complete answer with status 200 may disconnect other connections.
         assert verdict.definitive is (reason in ("", "not allowed")), name
 
 
@@ -143,15 +143,15 @@ NO_ANSWERS: dict[str, tuple[Reply, Cause]] = {
         Cause.BAD_ANSWER,
     ),
 }
-"""What comes on a connection that was made, and what the verdict rests on."""
+"""What the server sends on an open connection, and the cause of the verdict."""
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
 @pytest.mark.parametrize("name", NO_ANSWERS)
-async def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens(
+async def test_a_connection_without_a_valid_answer_refuses_even_with_fail_open(
     name: str, fail_open: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client may be able to make a controller fail, so only a missing controller allows it."""
+    """An attacker may make a controller fail. Only an unreachable one lets clients in."""
     reply, cause = NO_ANSWERS[name]
 
     async def main() -> None:
@@ -171,7 +171,7 @@ async def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_open
     assert "is let in" not in caplog.text
 
 
-async def test_a_server_that_is_not_there() -> None:
+async def test_an_unreachable_server_allows_only_with_fail_open() -> None:
     counters = AdmissionCounters()
     for fail_open in (True, False):
         controller = AdmissionURL(free_url(), counters, fail_open=fail_open)
@@ -182,7 +182,7 @@ async def test_a_server_that_is_not_there() -> None:
 
 
 def failing_with(error: BaseException) -> type[aiohttp.TCPConnector]:
-    """A connector that makes no connection."""
+    """Return a connector class whose connections fail with an error."""
 
     class Failing(aiohttp.TCPConnector):
         async def _create_connection(self, *_: Any, **__: Any) -> Any:
@@ -211,7 +211,7 @@ def dns_error(number: int) -> aiohttp.ClientConnectorDNSError:
         pytest.param(dns_error(socket.EAI_AGAIN), True, id="no-name-server"),
         pytest.param(dns_error(socket.EAI_NONAME), True, id="no-name"),
         pytest.param(TimeoutError(), True, id="time-out"),
-        # These are ours, and a flood of clients may bring them about.
+        # These are errors of the relay itself, which a flood of clients may cause.
         pytest.param(connector_error(errno.EMFILE), False, id="no-files"),
         pytest.param(connector_error(errno.ENFILE), False, id="no-files-at-all"),
         pytest.param(connector_error(errno.EADDRNOTAVAIL), False, id="no-port"),
@@ -223,7 +223,7 @@ def dns_error(number: int) -> aiohttp.ClientConnectorDNSError:
         pytest.param(ValueError("odd"), False, id="odd"),
     ],
 )
-async def test_only_a_missing_connection_opens_and_not_our_own_trouble(
+async def test_only_an_unreachable_server_fails_open_and_no_error_of_the_relay(
     error: Exception, opens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aiohttp, "TCPConnector", failing_with(error))
@@ -233,7 +233,7 @@ async def test_only_a_missing_connection_opens_and_not_our_own_trouble(
     assert (verdict.allowed, verdict.cause) == (opens, cause)
 
 
-async def test_a_machine_without_a_free_thread_for_a_look_up_keeps_out(
+async def test_without_a_thread_for_the_look_up_the_client_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_thread(_: threading.Thread) -> None:
@@ -244,7 +244,7 @@ async def test_a_machine_without_a_free_thread_for_a_look_up_keeps_out(
     assert (verdict.allowed, verdict.cause) == (False, Cause.FAILED)
 
 
-async def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
+async def test_names_are_looked_up_two_at_once_in_separate_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     running: list[str] = []
@@ -277,8 +277,8 @@ async def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
     await main()
 
 
-async def test_a_refused_connection_does_not_open_while_the_server_answers_others() -> None:
-    """A full accept queue refuses connections; a client that fills it must not be allowed."""
+async def test_a_refused_connection_does_not_fail_open_while_the_server_answers_others() -> None:
+    """A full accept queue refuses some. A client that fills it must not be allowed by that."""
     clock = Clock()
     reach = Reach(clock=clock)
     counters = AdmissionCounters()
@@ -286,7 +286,7 @@ async def test_a_refused_connection_does_not_open_while_the_server_answers_other
         controller = AdmissionURL(server.url, counters, reach=reach)
         assert (await controller.ask(identity(1))).definitive
         await controller.aclose()
-    # The same server, with a port that refuses from now on.
+    # The same server, whose port refuses connections from now on.
     for seconds, allowed in ((0, False), (29, False), (2, True)):
         clock.now += seconds
         verdict = await controller.ask(identity(2))
@@ -316,7 +316,7 @@ async def test_the_first_refused_attempt_waits_for_concurrent_ones(
         await controller.aclose()
 
 
-async def test_a_server_known_to_be_away_is_not_tried_by_each() -> None:
+async def test_a_server_known_to_be_unreachable_is_not_tried_for_each_client() -> None:
     clock = Clock()
     counters = AdmissionCounters()
     controller = AdmissionURL(free_url(), counters, reach=Reach(clock=clock))
@@ -328,7 +328,7 @@ async def test_a_server_known_to_be_away_is_not_tried_by_each() -> None:
     await controller.aclose()
 
 
-def test_a_redirect_from_https_to_http_keeps_out() -> None:
+def test_a_redirect_from_https_to_http_is_refused() -> None:
     for base, target, good in (
         ("https://c.example/a", "/b", True),
         ("https://c.example/a", "https://d.example/", True),
@@ -348,7 +348,7 @@ async def test_the_rest_of_a_body_is_not_waited_for() -> None:
         assert await ask(server.url) == Verdict(True)
 
 
-async def test_redirects_are_followed_as_a_browser_does() -> None:
+async def test_redirects_are_followed_like_in_a_browser() -> None:
     def reply(request: Request) -> Reply:
         path = request.line.split()[1].decode()
         target = {"/307": "/here", "/302": "/here"}.get(path)
@@ -366,7 +366,7 @@ async def test_redirects_are_followed_as_a_browser_does() -> None:
     assert (changed.line, changed.body) == (b"GET /here HTTP/1.1", b"")
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_is_reused() -> None:
     async with serving([ALLOW]) as server:
         controller = AdmissionURL(server.url, AdmissionCounters())
         for _ in range(3):
@@ -379,7 +379,7 @@ async def test_a_kept_connection_that_the_server_drops_allows_no_client() -> Non
     dropped = 0
 
     def reply(_: Request) -> Reply:
-        # Each connection serves one question and drops the next, which was read already.
+        # Each connection answers one request, and is closed after the next was read.
         nonlocal dropped
         if len(server.requests) - dropped > server.connections:
             dropped += 1
@@ -394,7 +394,7 @@ async def test_a_kept_connection_that_the_server_drops_allows_no_client() -> Non
     assert dropped == 2
 
 
-async def test_a_cancelled_question_closes_its_connection() -> None:
+async def test_a_cancelled_check_closes_its_connection() -> None:
     async with serving([STALL]) as server:
         controller = AdmissionURL(server.url, AdmissionCounters())
         asking = asyncio.get_running_loop().create_task(controller.ask(identity()))
@@ -406,7 +406,7 @@ async def test_a_cancelled_question_closes_its_connection() -> None:
         server.released.set()
 
 
-async def test_a_password_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_password_is_sent_and_never_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with serving([ALLOW]) as server:
         url = server.url.replace("http://", "http://user:s3cret@")
         assert await ask(url) == Verdict(True)
@@ -418,7 +418,7 @@ async def test_a_password_is_sent_and_never_shown(caplog: pytest.LogCaptureFixtu
     assert "s3cret" not in caplog.text
 
 
-async def test_what_the_server_says_stays_in_one_short_line() -> None:
+async def test_text_from_the_server_is_one_short_line() -> None:
     async with serving([response(b"", "500 " + "\x1b[31m" + "x" * 500)]) as server:
         verdict = await ask(server.url)
     assert verdict.reason.isprintable()
@@ -428,12 +428,14 @@ async def test_what_the_server_says_stays_in_one_short_line() -> None:
 @pytest.mark.parametrize(
     "url", ["", "http://", "https:///x", "ftp://host/", "http://host:99999/", "http://[::1/"]
 )
-def test_a_url_that_cannot_be_asked(url: str) -> None:
+def test_an_invalid_url_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError, match="admission URL"):
         AdmissionURL(url, AdmissionCounters())
 
 
-def test_the_environments_proxy_is_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_proxy_is_not_used_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("http_proxy", "http://192.0.2.1:8080")
     monkeypatch.setenv("no_proxy", "direct.example")
     assert _proxy_for("http://controller.example/") == "http://192.0.2.1:8080"
@@ -444,7 +446,7 @@ def test_the_environments_proxy_is_not_for_this_machine(monkeypatch: pytest.Monk
     assert _proxy_for("https://controller.example/") == "http://192.0.2.1:8080"
 
 
-def test_a_proxy_that_cannot_be_used_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_proxy_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "socks5://user:s3cret@192.0.2.1:1080")
     with pytest.raises(
         ConfigError, match=r"proxy for https:// .* controller.example in NO_PROXY"
@@ -454,7 +456,7 @@ def test_a_proxy_that_cannot_be_used_is_an_error_at_once(monkeypatch: pytest.Mon
     AdmissionURL("https://127.0.0.1/", AdmissionCounters())
 
 
-async def test_a_proxy_is_asked_for_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_gets_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving([ALLOW]) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url.partition("/admit")[0])
         assert await ask("http://controller.example/admit") == Verdict(True)
@@ -478,7 +480,7 @@ def test_the_last_value_of_the_first_object_counts(data: bytes, allowed: bool) -
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"Allow":NaN}', b"\xef\xbb\xbf{}", b'{"a":' * 2000])
-def test_no_whole_object(data: bytes) -> None:
+def test_without_a_complete_object_there_is_no_decision(data: bytes) -> None:
     with pytest.raises(Undecided):
         allows_untrusted(data)
 
@@ -489,7 +491,7 @@ def test_other_values_than_objects_allow_no_client(data: bytes) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
+def test_any_bytes_are_a_decision_or_an_error(data: bytes) -> None:
     try:
         allowed = allows_untrusted(data)
     except (Undecided, ValueError):
@@ -497,8 +499,8 @@ def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
     assert not allowed or b"true" in data
 
 
-async def test_names_that_hang_elsewhere_do_not_keep_the_server_from_being_found() -> None:
-    """Its name is looked up in threads of its own: those of the loop may all be taken."""
+async def test_other_look_ups_that_hang_do_not_delay_the_look_up_of_the_server() -> None:
+    """Its name is looked up in its own threads, because those of the loop may all be in use."""
     loop = asyncio.get_running_loop()
     release = threading.Event()
     taken = [loop.run_in_executor(None, release.wait) for _ in range(100)]

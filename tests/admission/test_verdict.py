@@ -16,7 +16,7 @@ def test_an_excerpt_is_one_short_printable_line() -> None:
     assert excerpt("x" * 201) == "x" * 199 + "…"
 
 
-def test_a_value_is_good_until_its_time_is_up() -> None:
+def test_a_value_is_returned_until_its_lifetime_ends() -> None:
     memory: Memory[str, int] = Memory(10, 5)
     memory.put("a", 1, 100)
     assert memory.get("a", 109.9) == 1
@@ -24,7 +24,7 @@ def test_a_value_is_good_until_its_time_is_up() -> None:
     assert len(memory) == 0
 
 
-def test_using_a_value_does_not_prolong_it() -> None:
+def test_using_a_value_does_not_extend_its_lifetime() -> None:
     memory: Memory[str, int] = Memory(10, 5)
     memory.put("a", 1, 0)
     assert memory.get("a", 9) == 1
@@ -55,7 +55,7 @@ def test_without_a_lifetime_nothing_is_kept() -> None:
 
 
 class Remembering(RuleBasedStateMachine):
-    """Any sequence of uses, beside a list that is searched from its end."""
+    """Any sequence of uses, compared with a list that is searched from its end."""
 
     @initialize(size=st.integers(1, 4), lifetime=st.sampled_from([0, 3, 10]))
     def begin(self, size: int, lifetime: int) -> None:
