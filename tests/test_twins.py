@@ -127,7 +127,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestRemoteAddrMatchesPercent": ("relay/test_bootstrap.py::TestInPercentage",),
     "TestCertIP": (
         "certs/test_manual.py::test_an_existing_pair_of_an_address_is_kept",
-        "certs/test_manual.py::test_the_certificate_of_an_address_is_served_to_all",
+        "certs/test_manual.py::test_the_certificate_of_an_address_is_served_for_every_name",
         "interop/server/test_manual_certificates.py::test_the_name_that_is_asked_for",
     ),
     "TestPinnedCertRawIP": (
@@ -141,12 +141,14 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "config/test_tls.py::test_a_bad_eab_key_is_refused_and_not_quoted",
     ),
     "TestIPCertManager": (
-        "certs/test_acme.py::test_a_connection_to_an_address_gets_a_certificate_for_it",
-        "certs/test_acme.py::test_a_restart_uses_the_disk",
+        "certs/test_acme.py::test_a_connection_to_an_address_is_served_a_certificate_for_it",
+        "certs/test_acme.py::test_a_restart_uses_the_certificate_on_disk",
         "server/site/test_routes.py::test_acme_challenges_are_answered_on_the_plain_listener",
         "interop/acme/test_pebble.py::test_an_address_gets_a_short_lived_certificate",
     ),
-    "TestIPCertManagerNextProvider": ("certs/test_acme.py::test_names_and_addresses_side_by_side",),
+    "TestIPCertManagerNextProvider": (
+        "certs/test_acme.py::test_a_name_and_addresses_have_their_own_certificates",
+    ),
     "TestCertModeIPCertsGating": (
         "config/test_tls.py::test_an_address_needs_ip_certs_and_the_error_names_both_remedies",
         "config/test_tls.py::test_ip_certs_work_with_names_and_addresses",

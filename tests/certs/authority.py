@@ -15,7 +15,7 @@ from pyderp.certs.leaf import pem_of_key
 
 
 class FakeAuthority:
-    """Issues at once, unless `failure` is set (an `Authority`)."""
+    """Issues certificates at once, unless the test sets a failure (an `Authority`)."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
@@ -26,7 +26,7 @@ class FakeAuthority:
         self.renew_at: float | None = None
         self.advice_failure: Exception | None = None
         self.names = ""
-        """What it certifies instead of what it is asked for."""
+        """The name that it certifies instead of the requested one."""
         self.before: Callable[[], None] = lambda: None
         """Called within a request."""
         self.before_advice: Callable[[], None] = lambda: None
@@ -56,10 +56,10 @@ def issue(
     *,
     self_signed: bool = False,
 ) -> tuple[bytes, bytes]:
-    """A certificate and its key, PEM.
+    """Return a certificate and its key, as PEM.
 
     Args:
-        self_signed: by its own key; in any case issuer and subject have the same name.
+        self_signed: signed by its own key; issuer and subject have the same name in any case.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     address = parse_ip(subject)

@@ -15,14 +15,14 @@ META = meta_certificate(SERVER)
 
 
 def context_of(source: CertificateSource, local_address: str = ANY) -> ssl.SSLContext:
-    """What a relay with this source begins handshakes with."""
+    """Return the TLS context with which a relay with this source starts handshakes."""
     return ServerContexts(source, META).context(local_address)
 
 
 def shake_hands(
     context: ssl.SSLContext, server_name: str | None, client: ssl.SSLContext | None = None
 ) -> ssl.SSLObject:
-    """A handshake in memory; gives the client's side."""
+    """Do a handshake in memory; return the client's side."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     near = (client or trusting_nobody()).wrap_bio(to_client, to_server, server_hostname=server_name)
     far = context.wrap_bio(to_server, to_client, server_side=True)
@@ -45,7 +45,7 @@ def shake_hands(
 
 
 def presented(context: ssl.SSLContext, server_name: str | None = NAME) -> list[bytes]:
-    """The chain that a client is shown, DER."""
+    """Return the chain that a client is shown, as DER."""
     near = shake_hands(context, server_name)
     chain = near._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
     return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in chain]

@@ -1,4 +1,4 @@
-"""A small server that asks a `CertificateSource` as the relay does."""
+"""A small server that uses a `CertificateSource` as the relay does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Served:
 
 
 class _Server:
-    """Answers challenges by HTTP; by TLS it makes handshakes and echoes lines."""
+    """Answers challenges over HTTP; over TLS it does handshakes and echoes lines."""
 
     def __init__(self, source: CertificateSource) -> None:
         self.source = source
@@ -104,7 +104,7 @@ async def serving(
         ports = []
         for answer, port in ((server.http, http_port), (server.tls, tls_port)):
             listening = await asyncio.start_server(answer, host, port)
-            # Also if the other's port is taken.
+            # Closed also if the other port is in use.
             stack.callback(listening.close)
             ports.append(listening.sockets[0].getsockname()[1])
         stack.push_async_callback(source.aclose)
@@ -116,8 +116,8 @@ async def serving(
 async def connected(
     port: int, name: str | None, host: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
-    """A client's connection, and the leaf that it was shown."""
-    # An empty name would be refused; asyncio sends none for an address.
+    """Yield a client's connection, and the leaf certificate that it was shown."""
+    # asyncio refuses an empty name, and sends no name for an address.
     context = trusting_nobody()
     reader, writer = await asyncio.open_connection(
         host, port, ssl=context, server_hostname=name or host

@@ -72,12 +72,12 @@ def names(leaf: bytes) -> tuple[str, ...]:
 
 
 def chain_of(source: ACMECertificates) -> bytes:
-    """Return the certificate for a client whose SNI is the host name."""
+    """Return the certificate that is served for the host name."""
     return presented(context_of(source, "127.0.0.1"))[0]
 
 
-def asked_for(source: ACMECertificates, name: str, address: str) -> bool:
-    """Whether a client gets a certificate; also for a name that Python's ssl never sends."""
+def is_served(source: ACMECertificates, name: str, address: str) -> bool:
+    """Return whether a client gets a certificate; also for a name that Python's ssl never sends."""
 
     class Handshake:
         context: ssl.SSLContext | None = None
@@ -91,7 +91,7 @@ def asked_for(source: ACMECertificates, name: str, address: str) -> bool:
 
 
 def refused(source: ACMECertificates, name: str | None, address: str = "127.0.0.1") -> bool:
-    """Return whether a client with this name in SNI gets the alert for a missing certificate."""
+    """Return whether a client that requests this name gets an alert."""
     try:
         presented(context_of(source, address), name)
     except ssl.SSLError as e:
@@ -99,13 +99,13 @@ def refused(source: ACMECertificates, name: str | None, address: str = "127.0.0.
     return False
 
 
-# The host name's
+# The certificate of the host name
 
 
-async def test_the_host_names_certificate_is_got_and_served(tmp_path: Path) -> None:
+async def test_the_host_names_certificate_is_obtained_and_served(tmp_path: Path) -> None:
     authority = FakeAuthority()
     source = source_of(tmp_path / "certs", authority)
-    assert refused(source, NAME), "nothing was asked yet"
+    assert refused(source, NAME), "nothing was requested yet"
     assert source.certificates() == []
     async with started(source):
         await until(source.certificates)
@@ -115,12 +115,12 @@ async def test_the_host_names_certificate_is_got_and_served(tmp_path: Path) -> N
             assert b"derpkey" in chain[-1]
         for other in (None, "other.example.com", "x" + NAME):
             assert refused(source, other)
-        assert not asked_for(source, "127.0.0.1", "127.0.0.1")
+        assert not is_served(source, "127.0.0.1", "127.0.0.1")
     assert authority.asked == [(NAME, 0)]
     assert source.cert_name == ""
 
 
-async def test_a_name_may_be_given_in_any_form(tmp_path: Path) -> None:
+async def test_a_hostname_may_be_in_any_form(tmp_path: Path) -> None:
     authority = FakeAuthority()
     async with started(source_of(tmp_path, authority, hostname="Bücher.Example.")) as source:
         await until(source.certificates)
@@ -128,7 +128,7 @@ async def test_a_name_may_be_given_in_any_form(tmp_path: Path) -> None:
     assert authority.asked == [("xn--bcher-kva.example", 0)]
 
 
-async def test_a_restart_uses_the_disk(tmp_path: Path) -> None:
+async def test_a_restart_uses_the_certificate_on_disk(tmp_path: Path) -> None:
     authority = FakeAuthority()
     async with started(source_of(tmp_path, authority)) as source:
         await until(source.certificates)
@@ -139,7 +139,7 @@ async def test_a_restart_uses_the_disk(tmp_path: Path) -> None:
     assert len(authority.asked) == 1
 
 
-async def test_one_from_another_authority_is_served_until_it_is_replaced(tmp_path: Path) -> None:
+async def test_a_certificate_of_another_authority_is_served_until_replaced(tmp_path: Path) -> None:
     authority = FakeAuthority()
     async with started(source_of(tmp_path, authority)) as source:
         await until(source.certificates)
@@ -151,7 +151,7 @@ async def test_one_from_another_authority_is_served_until_it_is_replaced(tmp_pat
     assert chain_of(source_of(tmp_path, authority)) == chain_of(source)
 
 
-async def test_what_autocert_left_is_not_asked_for(tmp_path: Path) -> None:
+async def test_a_certificate_of_autocert_is_used(tmp_path: Path) -> None:
     chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
     (tmp_path / NAME).write_bytes(key + chain)
 
@@ -187,7 +187,7 @@ async def test_the_authoritys_advice_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [Refused("no"), RuntimeError("a bug")])
-async def test_no_advice_is_no_harm(tmp_path: Path, failure: Exception) -> None:
+async def test_renewal_advice_may_fail(tmp_path: Path, failure: Exception) -> None:
     authority = FakeAuthority()
     authority.advice_failure = failure
     async with started(source_of(tmp_path, authority)) as source:
@@ -199,7 +199,7 @@ async def test_no_advice_is_no_harm(tmp_path: Path, failure: Exception) -> None:
 
 
 @pytest.mark.parametrize("failure", [Refused("rateLimited: no"), RuntimeError("a bug")])
-async def test_a_failing_authority_is_asked_again(
+async def test_a_failing_authority_is_retried(
     tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = FakeAuthority()
@@ -227,7 +227,7 @@ async def test_the_old_certificate_is_served_while_renewal_fails(
         assert not refused(source, NAME)
 
 
-async def test_what_has_expired_already_is_no_certificate(
+async def test_an_expired_certificate_from_the_authority_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = FakeAuthority()
@@ -238,7 +238,7 @@ async def test_what_has_expired_already_is_no_certificate(
     assert "is the clock right?" in caplog.text
 
 
-async def test_what_is_for_another_name_is_no_certificate(
+async def test_a_certificate_for_another_name_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = FakeAuthority()
@@ -262,12 +262,12 @@ async def test_failures_are_remembered_across_restarts(
     for _ in range(3):
         async with started(source_of(tmp_path, authority, slow)) as source:
             await asyncio.sleep(0)
-            source.reload(force=True)  # the authority's own word counts
+            source.reload(force=True)  # does not override the authority's Retry-After
     assert len(authority.asked) == 1
     assert "as the last failed: port 80 is closed" in caplog.text
 
 
-async def test_an_operator_may_hurry_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reload_retries_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     authority = FakeAuthority()
     authority.failure = Refused("port 80 is closed")
     async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
@@ -278,7 +278,7 @@ async def test_an_operator_may_hurry_it(tmp_path: Path, caplog: pytest.LogCaptur
         await until(source.certificates)
 
 
-async def test_a_crash_in_the_middle_is_a_failure(tmp_path: Path) -> None:
+async def test_a_crash_during_a_request_counts_as_failure(tmp_path: Path) -> None:
     store = Store(tmp_path)
     seen: list[Record] = []
 
@@ -291,7 +291,7 @@ async def test_a_crash_in_the_middle_is_a_failure(tmp_path: Path) -> None:
     assert store.load_record(NAME) == Record(directory=PRIVATE_CA)
 
 
-async def test_a_stop_in_the_middle_is_none(tmp_path: Path) -> None:
+async def test_a_stop_during_a_request_is_no_failure(tmp_path: Path) -> None:
     authority = FakeAuthority()
     source = source_of(tmp_path, authority, RetryPolicy())
 
@@ -305,7 +305,7 @@ async def test_a_stop_in_the_middle_is_none(tmp_path: Path) -> None:
     assert Store(tmp_path).load_record(NAME) == Record()
 
 
-async def test_a_full_disk_loses_nothing(
+async def test_with_a_full_disk_the_certificate_is_served_and_saved_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fsync = os.fsync
@@ -348,7 +348,7 @@ async def test_a_failure_before_a_request_is_not_counted_for_the_authority(
 # Two processes, one directory
 
 
-async def test_what_one_process_asks_for_another_waits_for(
+async def test_while_one_process_requests_a_certificate_another_waits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -365,18 +365,18 @@ async def test_what_one_process_asks_for_another_waits_for(
             await until(first.certificates)
             assert chain_of(first) == chain_of(second)
     assert len(authority.asked) == 1
-    assert caplog.text.count("another process asks") == 1, "once, not at each look"
+    assert caplog.text.count("another process asks") == 1, "once, not at each check"
     assert "another process got it" in caplog.text
 
 
-async def test_a_retry_time_that_one_process_got_binds_another(
+async def test_a_retry_after_of_one_process_is_respected_by_another(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = FakeAuthority()
     go = threading.Event()
     authority.before = lambda: assert_set(go)
     authority.failure = Refused("too often", retry_after=500.0)
-    second = source_of(tmp_path, authority)  # before the first leaves a note
+    second = source_of(tmp_path, authority)  # before the first saves a record
     async with started(source_of(tmp_path, authority)):
         await until(lambda: authority.asked)
         async with started(second):
@@ -393,7 +393,7 @@ def assert_set(event: threading.Event) -> None:
 # From a self-signed certificate to one of an authority
 
 
-async def test_manual_mode_and_acme_take_nothing_from_each_other(tmp_path: Path) -> None:
+async def test_manual_mode_and_acme_do_not_use_each_others_files(tmp_path: Path) -> None:
     authority = FakeAuthority()
     manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
     pin = manual.cert_name
@@ -408,14 +408,14 @@ async def test_manual_mode_and_acme_take_nothing_from_each_other(tmp_path: Path)
     assert manual.cert_name == pin
 
 
-# What should not happen
+# Unexpected errors
 
 
 def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-async def test_a_machine_without_a_free_thread_holds_nothing_up_for_good(
+async def test_a_failure_to_start_a_thread_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
@@ -427,7 +427,7 @@ async def test_a_machine_without_a_free_thread_holds_nothing_up_for_good(
     await source.aclose()
 
 
-async def test_a_save_that_fails_unexpectedly_is_tried_again(
+async def test_a_save_that_fails_unexpectedly_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(_: int) -> None:
@@ -445,7 +445,7 @@ async def test_a_save_that_fails_unexpectedly_is_tried_again(
     assert "keeping certificates failed" not in caplog.text
 
 
-async def test_a_mistake_of_ours_does_not_end_the_renewals(
+async def test_a_bug_does_not_end_the_renewals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
@@ -463,7 +463,7 @@ async def test_a_mistake_of_ours_does_not_end_the_renewals(
 # Files that change
 
 
-async def test_what_is_not_saved_yet_counts_more_than_the_disk(
+async def test_an_unsaved_certificate_is_preferred_to_the_one_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(_: int) -> None:
@@ -483,7 +483,7 @@ async def test_what_is_not_saved_yet_counts_more_than_the_disk(
     assert chain_of(source_of(tmp_path, FakeAuthority())) == ours
 
 
-async def test_advice_about_a_certificate_that_was_replaced_meanwhile_is_dropped(
+async def test_advice_about_a_certificate_replaced_meanwhile_is_dropped(
     tmp_path: Path,
 ) -> None:
     def write() -> None:
@@ -493,11 +493,11 @@ async def test_advice_about_a_certificate_that_was_replaced_meanwhile_is_dropped
     authority = FakeAuthority()
     replaced = threading.Event()
 
-    def say_now_for_the_first() -> None:
+    def advise_renewal_of_the_first() -> None:
         authority.renew_at = 1.0 if authority.advice_asked == 1 else None
         assert replaced.wait(20)
 
-    authority.before_advice = say_now_for_the_first
+    authority.before_advice = advise_renewal_of_the_first
     write()
     async with started(source_of(tmp_path, authority)) as source:
         await until(lambda: authority.advice_asked)
@@ -508,7 +508,7 @@ async def test_advice_about_a_certificate_that_was_replaced_meanwhile_is_dropped
     assert authority.asked == []
 
 
-async def test_what_another_process_wrote_is_used(tmp_path: Path) -> None:
+async def test_a_certificate_from_another_process_is_used(tmp_path: Path) -> None:
     source = source_of(tmp_path, FakeAuthority())
     assert source.reload() is False
     chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
@@ -520,7 +520,7 @@ async def test_what_another_process_wrote_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"garbage", "expired"])
-async def test_what_cannot_be_used_is_not(
+async def test_an_invalid_or_expired_file_is_not_used(
     tmp_path: Path, content: bytes | str, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = source_of(tmp_path, FakeAuthority())
@@ -546,20 +546,20 @@ def test_files_that_cannot_be_read_are_errors_at_the_start(tmp_path: Path, name:
 # Addresses: derper's TestIPCertManager, TestIPCertManagerNextProvider
 
 
-async def test_a_connection_to_an_address_gets_a_certificate_for_it(tmp_path: Path) -> None:
+async def test_a_connection_to_an_address_is_served_a_certificate_for_it(tmp_path: Path) -> None:
     authority = FakeAuthority()
     async with started(source_of(tmp_path, authority, hostname=IP4, ip_certs=True)) as source:
         await until(source.certificates)
         assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
-        assert refused(source, None, IP6), "asked for now"
+        assert refused(source, None, IP6), "requested now"
         await until(lambda: len(source.certificates()) == 2)
         assert names(presented(context_of(source, IP6), None)[0]) == (IP6,)
         assert names(presented(context_of(source, f"::ffff:{IP4}"), None)[0]) == (IP4,)
         for own in (IP4, IP6):
-            assert asked_for(source, own, own)
-        assert not asked_for(source, "203.0.113.8", IP4), "an address of another machine"
-        assert not asked_for(source, IP6, IP4)
-        assert refused(source, NAME, IP4), "a name that is not ours"
+            assert is_served(source, own, own)
+        assert not is_served(source, "203.0.113.8", IP4), "an address of another machine"
+        assert not is_served(source, IP6, IP4)
+        assert refused(source, NAME, IP4), "a name that is not configured"
         assert authority.asked == [(IP4, 0), (IP6, 0)]
         assert source.cert_name == ""
     again = source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
@@ -569,7 +569,7 @@ async def test_a_connection_to_an_address_gets_a_certificate_for_it(tmp_path: Pa
     assert again.http_challenge("/") is None
 
 
-async def test_names_and_addresses_side_by_side(tmp_path: Path) -> None:
+async def test_a_name_and_addresses_have_their_own_certificates(tmp_path: Path) -> None:
     authority = FakeAuthority()
     async with started(source_of(tmp_path, authority, ip_certs=True)) as source:
         await until(source.certificates)
@@ -578,7 +578,7 @@ async def test_names_and_addresses_side_by_side(tmp_path: Path) -> None:
         assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
 
 
-async def test_without_ip_certs_no_address_is_asked_for(tmp_path: Path) -> None:
+async def test_without_ip_certs_no_address_certificate_is_requested(tmp_path: Path) -> None:
     authority = FakeAuthority()
     async with started(source_of(tmp_path, authority)) as source:
         await until(source.certificates)
@@ -586,23 +586,23 @@ async def test_without_ip_certs_no_address_is_asked_for(tmp_path: Path) -> None:
     assert len(authority.asked) == 1
 
 
-async def test_a_public_authority_is_not_asked_for_private_addresses(tmp_path: Path) -> None:
+async def test_private_addresses_are_not_requested_from_a_public_authority(tmp_path: Path) -> None:
     authority = FakeAuthority()
     public: dict[str, Any] = {"directory": ACMETLS.directory, "ip_certs": True}
     async with started(source_of(tmp_path / "a", authority, **public)) as source:
         await until(source.certificates)
         assert refused(source, None, "10.0.0.1")
     assert len(authority.asked) == 1
-    # Behind address translation: the address that clients use was told.
+    # Behind address translation: hostname is the address that clients use.
     more = {**public, "hostname": "8.8.8.8"}
     async with started(source_of(tmp_path / "b", authority, **more)) as source:
         await until(source.certificates)
         assert names(presented(context_of(source, "10.0.0.1"), None)[0]) == ("8.8.8.8",)
-        assert asked_for(source, "8.8.8.8", "10.0.0.1")
-        assert not asked_for(source, "10.0.0.1", "10.0.0.1")
+        assert is_served(source, "8.8.8.8", "10.0.0.1")
+        assert not is_served(source, "10.0.0.1", "10.0.0.1")
 
 
-async def test_a_machine_with_a_whole_network_asks_for_a_part_of_it(tmp_path: Path) -> None:
+async def test_certificates_are_requested_for_64_addresses_at_most(tmp_path: Path) -> None:
     source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
     for n in range(70):
         source.credential(f"192.0.2.{n}", None)
@@ -620,10 +620,10 @@ async def test_an_address_whose_file_cannot_be_read_is_refused(
     assert "cannot read" in caplog.text
 
 
-# Which source
+# The choice of a source
 
 
-async def test_make_certificates_gives_what_the_settings_ask_for(tmp_path: Path) -> None:
+async def test_make_certificates_returns_the_configured_source(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=NAME))
     assert len(manual.certificates()) == 1

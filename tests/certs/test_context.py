@@ -1,4 +1,4 @@
-"""From credentials to contexts, whatever the source is."""
+"""From credentials to TLS contexts, whatever the source is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INFO = CertificateInfo((NAME,), datetime.now(UTC), datetime.now(UTC) + timedelta
 
 
 class Source:
-    """One credential for one name."""
+    """A source with one credential for one name."""
 
     challenge_pending = False
 
@@ -57,7 +57,7 @@ def test_the_source_is_asked_with_address_and_name_in_each_handshake() -> None:
     assert source.asked == [(ANY, NAME), ("::1", "other.example.com")]
 
 
-def test_a_new_credential_is_presented_from_the_next_handshake_on_and_the_old_one_freed() -> None:
+def test_the_next_handshake_presents_a_new_credential_and_the_old_one_is_freed() -> None:
     source = Source()
     context = contexts_of(source).context(ANY)
     first = presented(context)
@@ -68,7 +68,7 @@ def test_a_new_credential_is_presented_from_the_next_handshake_on_and_the_old_on
     assert presented(context)[0] != first[0]
 
 
-def test_contexts_are_made_once_and_those_of_many_addresses_forgotten(
+def test_contexts_are_cached_for_a_bounded_number_of_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(context_module, "_MOST_ADDRESSES", 2)
@@ -81,7 +81,7 @@ def test_contexts_are_made_once_and_those_of_many_addresses_forgotten(
     challenge = contexts.challenge_context(memoryview(b"hello"))
     assert challenge is contexts.challenge_context(memoryview(b"hello"))
     assert challenge is not None
-    assert len(presented(challenge)) == 1, "an authority is not shown the meta certificate"
+    assert len(presented(challenge)) == 1, "without the meta certificate"
     assert contexts.challenge_context(memoryview(b"")) is None
 
 
@@ -97,7 +97,7 @@ def test_nothing_is_left_for_the_cyclic_collector() -> None:
         gc.enable()
 
 
-def test_a_credential_does_not_show_its_key() -> None:
+def test_the_repr_of_a_credential_has_no_key() -> None:
     assert "PRIVATE" not in repr(Source().current)
 
 
@@ -126,15 +126,15 @@ def _key_of(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["ec", "rsa"])
-def test_a_key_of_another_certificate_is_named_as_such(tmp_path: Path, kind: str) -> None:
-    """Also if it is of another kind, which OpenSSL calls NO_CERTIFICATE_ASSIGNED."""
+def test_a_key_of_another_certificate_is_reported_as_such(tmp_path: Path, kind: str) -> None:
+    """Also if it is of another type, for which OpenSSL reports NO_CERTIFICATE_ASSIGNED."""
     write_pair(tmp_path, NAME)
     (tmp_path / f"{NAME}.key").write_bytes(_key_of(kind))
     with pytest.raises(ConfigError, match="the key does not belong to the certificate"):
         ManualCertificates(tmp_path, NAME)
 
 
-def test_two_certificates_in_one_line_are_not_blamed_on_the_key(tmp_path: Path) -> None:
+def test_a_missing_line_break_between_certificates_is_reported(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     write_pair(tmp_path, "issuer.example.com")
     chain = tmp_path / f"{NAME}.crt"

@@ -32,7 +32,7 @@ def load(directory: Path, hostname: str = NAME) -> ManualCertificates:
     ("hostname", "stem"),
     [(NAME, NAME), ("192.0.2.1", "192.0.2.1"), ("::1", "1"), ("a/../b_c", "a..bc")],
 )
-def test_files_are_named_after_the_host(hostname: str, stem: str) -> None:
+def test_file_names_are_made_from_the_hostname(hostname: str, stem: str) -> None:
     want = (Path("/d") / f"{stem}.crt", Path("/d") / f"{stem}.key")
     assert certificate_paths(Path("/d"), hostname) == want
 
@@ -58,7 +58,7 @@ def test_the_meta_certificate_comes_after_the_intermediates(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("server_name", [None, "other.example.com", "derp.example.comx"])
-def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_alert(
+def test_another_server_name_or_none_is_answered_with_an_internal_error_alert(
     tmp_path: Path, server_name: str | None
 ) -> None:
     write_pair(tmp_path, NAME)
@@ -69,10 +69,10 @@ def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_aler
 
 @pytest.mark.parametrize("hostname", [NAME, "DERP.Example.com", f"{NAME}."])
 @pytest.mark.parametrize("server_name", [NAME, "DERP.example.COM", f"{NAME}."])
-def test_names_are_compared_without_case_and_a_dot_at_the_end(
+def test_names_are_compared_without_case_and_final_dot(
     tmp_path: Path, hostname: str, server_name: str
 ) -> None:
-    """Of the files, too: those of the name as it is given come first."""
+    """File names, too; a file named exactly like the hostname is preferred."""
     leaf = write_pair(tmp_path, NAME)
     source = load(tmp_path, hostname)
     found = source.credential("192.0.2.1", server_name)
@@ -86,7 +86,7 @@ def test_names_are_compared_without_case_and_a_dot_at_the_end(
 
 
 @pytest.mark.parametrize("server_name", [None, "any.example.com", NAME])
-def test_the_certificate_of_a_name_is_served_to_all_if_asked_for(
+def test_with_any_server_name_the_certificate_is_served_for_every_name(
     tmp_path: Path, server_name: str | None
 ) -> None:
     leaf = write_pair(tmp_path, NAME)
@@ -94,8 +94,8 @@ def test_the_certificate_of_a_name_is_served_to_all_if_asked_for(
     assert presented(context_of(source), server_name)[0] == leaf
 
 
-def test_files_can_be_named_and_are_read_again_by_content(tmp_path: Path) -> None:
-    """As Kubernetes has them: links to links, which change all at once."""
+def test_configured_files_are_reloaded_when_their_content_changes(tmp_path: Path) -> None:
+    """Like in Kubernetes: symbolic links that are replaced all at once."""
     for version in ("1", "2"):
         (tmp_path / version).mkdir()
         write_pair(tmp_path / version, NAME)
@@ -117,14 +117,14 @@ def test_files_can_be_named_and_are_read_again_by_content(tmp_path: Path) -> Non
     assert found.chain == (tmp_path / "2" / "tls.crt").read_bytes()
 
 
-def test_named_files_that_are_missing_are_not_made(tmp_path: Path) -> None:
+def test_configured_files_that_are_missing_are_not_created(tmp_path: Path) -> None:
     missing = tmp_path / "tls.crt", tmp_path / "tls.key"
     with pytest.raises(ConfigError, match=r"cannot read certificate .*tls.crt: No such file"):
         ManualCertificates(tmp_path, "192.0.2.1", files=missing)
 
 
 @pytest.mark.parametrize("server_name", [None, "any.example.com", NAME])
-def test_the_certificate_of_an_address_is_served_to_all(
+def test_the_certificate_of_an_address_is_served_for_every_name(
     tmp_path: Path, server_name: str | None
 ) -> None:
     context = context_of(load(tmp_path, "192.0.2.1"))
@@ -132,7 +132,7 @@ def test_the_certificate_of_an_address_is_served_to_all(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_1_2_and_1_3_are_spoken(tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_tls_1_2_and_1_3_are_supported(tmp_path: Path, version: ssl.TLSVersion) -> None:
     write_pair(tmp_path, NAME)
     client = trusting_nobody()
     client.minimum_version = client.maximum_version = version
@@ -140,7 +140,7 @@ def test_tls_1_2_and_1_3_are_spoken(tmp_path: Path, version: ssl.TLSVersion) -> 
     assert near.version() == version.name.replace("_", ".")
 
 
-def test_older_versions_are_not_spoken(tmp_path: Path) -> None:
+def test_older_tls_versions_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     context = context_of(load(tmp_path))
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
@@ -157,13 +157,13 @@ def test_http_1_1_is_the_only_protocol_offered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [[NAME], ["*.example.com"], ["DERP.Example.Com"], ["x.test", NAME], [NAME, "::1"]]
 )
-def test_certificates_that_name_the_host_are_taken(tmp_path: Path, names: list[str]) -> None:
+def test_certificates_for_the_hostname_are_accepted(tmp_path: Path, names: list[str]) -> None:
     write_pair(tmp_path, NAME, names=names)
     load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "names_in_error"),
     [
         (["other.example.com"], "other.example.com"),
         (["*.derp.example.com"], "derp.example.com"),
@@ -173,15 +173,15 @@ def test_certificates_that_name_the_host_are_taken(tmp_path: Path, names: list[s
     ],
 )
 def test_certificates_for_other_names_are_refused(
-    tmp_path: Path, names: list[str], told: str
+    tmp_path: Path, names: list[str], names_in_error: str
 ) -> None:
     write_pair(tmp_path, NAME, names=names)
-    with pytest.raises(ConfigError, match=f"is not valid for '{NAME}'.*{told}"):
+    with pytest.raises(ConfigError, match=f"is not valid for '{NAME}'.*{names_in_error}"):
         load(tmp_path)
 
 
-def test_a_chain_in_the_wrong_order_is_named_as_such(tmp_path: Path) -> None:
-    """The authority's own certificate names no host, which would not say what to do."""
+def test_a_chain_in_the_wrong_order_is_reported_as_such(tmp_path: Path) -> None:
+    """An error about the names of the authority's certificate would not help."""
     write_pair(tmp_path, "authority", names=[])
     write_pair(tmp_path, NAME)
     chain = tmp_path / f"{NAME}.crt"
@@ -191,13 +191,13 @@ def test_a_chain_in_the_wrong_order_is_named_as_such(tmp_path: Path) -> None:
     assert "names no host" not in str(caught.value)
 
 
-def test_an_existing_pair_for_an_address_must_name_it(tmp_path: Path) -> None:
+def test_an_existing_pair_must_be_for_the_address(tmp_path: Path) -> None:
     write_pair(tmp_path, "192.0.2.1", names=["192.0.2.2"])
     with pytest.raises(ConfigError, match=r"not valid for '192\.0\.2\.1'"):
         load(tmp_path, "192.0.2.1")
 
 
-def test_an_expired_certificate_is_served_as_derper_does(tmp_path: Path) -> None:
+def test_an_expired_certificate_is_served_as_by_derper(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     key = load_pem_private_key((tmp_path / f"{NAME}.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -219,7 +219,7 @@ def test_an_expired_certificate_is_served_as_derper_does(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("missing", [".crt", ".key"])
-def test_a_missing_file_of_a_name_is_named(tmp_path: Path, missing: str) -> None:
+def test_a_missing_file_is_named_in_the_error(tmp_path: Path, missing: str) -> None:
     write_pair(tmp_path, NAME)
     (tmp_path / f"{NAME}{missing}").unlink()
     with pytest.raises(ConfigError, match=rf"{NAME}\{missing}"):
@@ -227,14 +227,14 @@ def test_a_missing_file_of_a_name_is_named(tmp_path: Path, missing: str) -> None
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
-def test_a_file_without_a_certificate_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_certificate_is_refused(tmp_path: Path, text: str) -> None:
     write_pair(tmp_path, NAME)
     (tmp_path / f"{NAME}.crt").write_text(text)
     with pytest.raises(ConfigError, match="holds no certificate in PEM form"):
         load(tmp_path)
 
 
-def test_a_key_that_is_garbage_or_anothers_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_key_or_one_of_another_certificate_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "other.example.com")
     write_pair(tmp_path, NAME)
     key = tmp_path / f"{NAME}.key"
@@ -244,7 +244,7 @@ def test_a_key_that_is_garbage_or_anothers_is_refused(tmp_path: Path) -> None:
             load(tmp_path)
 
 
-def test_an_encrypted_key_is_refused_and_no_password_is_asked_for(tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_a_password_prompt(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME, password="secret")
     with pytest.raises(ConfigError, match="the key is encrypted"):
         load(tmp_path)
@@ -257,11 +257,11 @@ def test_text_around_the_certificate_may_have_any_encoding(tmp_path: Path) -> No
     assert len(presented(context_of(load(tmp_path)))) == 2
 
 
-# Made for an address
+# Self-signed certificates for addresses
 
 
 @pytest.mark.parametrize("hostname", ["192.0.2.1", "2001:db8::1"])
-def test_a_missing_pair_of_an_address_is_made_as_derper_makes_it(
+def test_a_missing_pair_of_an_address_is_created_as_by_derper(
     tmp_path: Path, hostname: str
 ) -> None:
     directory = tmp_path / "deep" / "certs"
@@ -296,19 +296,19 @@ def test_an_existing_pair_of_an_address_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [".crt", ".key"])
-def test_half_a_pair_of_an_address_is_made_anew(tmp_path: Path, missing: str) -> None:
+def test_half_a_pair_of_an_address_is_replaced(tmp_path: Path, missing: str) -> None:
     first = load(tmp_path, "192.0.2.1").cert_name
     (tmp_path / f"192.0.2.1{missing}").unlink()
     assert load(tmp_path, "192.0.2.1").cert_name != first
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot save the self-signed certificate in .*file"):
         load(tmp_path / "file", "192.0.2.1")
 
 
-def test_the_cert_name_pins_the_leaf(tmp_path: Path) -> None:
+def test_cert_name_is_the_pin_of_the_leaf(tmp_path: Path) -> None:
     certificates = load(tmp_path, "192.0.2.1")
     digest = hashlib.sha256(presented(context_of(certificates))[0]).hexdigest()
     assert certificates.cert_name == f"sha256-raw:{digest}"
@@ -320,7 +320,7 @@ def test_a_certificate_for_a_name_is_not_pinned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo"])
-def test_odd_files_are_named(tmp_path: Path, kind: str) -> None:
+def test_a_directory_or_fifo_instead_of_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     write_pair(tmp_path, NAME)
     path = tmp_path / f"{NAME}.crt"
     path.unlink()
@@ -335,7 +335,7 @@ def test_odd_files_are_named(tmp_path: Path, kind: str) -> None:
         load(tmp_path)
 
 
-def test_what_is_no_name_at_all_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_hostname_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
         load(tmp_path, "no name")
 
@@ -357,7 +357,7 @@ def test_a_manual_source_has_no_challenges(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lacks", ["memfd_create", "/proc"])
-def test_it_works_where_files_cannot_be_in_memory(
+def test_contexts_are_made_without_memfd_or_proc_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
     write_pair(tmp_path, NAME)
@@ -368,7 +368,7 @@ def test_it_works_where_files_cannot_be_in_memory(
     assert len(presented(context_of(load(tmp_path)))) == 2
 
 
-def test_a_directory_that_cannot_be_looked_into_is_named(
+def test_a_directory_that_cannot_be_read_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(_: Path) -> bool:

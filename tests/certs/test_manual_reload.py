@@ -1,4 +1,4 @@
-"""Certificates that change while a relay runs."""
+"""Certificate files that change while a relay runs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:
     assert certificates.credential(ANY, NAME) is not credential
 
 
-def test_a_pair_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
-    """Same time: ACME clients swap symbolic links and keep times. What is the same is not new."""
+def test_a_pair_replaced_with_the_same_times_is_noticed(tmp_path: Path) -> None:
+    """ACME clients swap symbolic links and keep times.
+
+    A copy with the same content is no change.
+    """
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
     paths = [certificates.certificate_file, certificates.key_file]
@@ -65,7 +68,7 @@ def test_a_pair_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
     assert certificates.reload() is True
 
 
-def test_a_half_replaced_pair_leaves_the_old_one_until_it_is_whole(
+def test_a_half_replaced_pair_keeps_the_old_one_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pair(tmp_path, NAME)
@@ -85,7 +88,7 @@ def test_a_half_replaced_pair_leaves_the_old_one_until_it_is_whole(
     assert presented(context_of(certificates))[0] == leaf
 
 
-def test_deleted_files_leave_the_old_certificate(
+def test_deleted_files_keep_the_old_certificate_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pair(tmp_path, NAME)
@@ -122,9 +125,9 @@ def test_an_expired_certificate_does_not_replace_a_good_one(
     for _ in range(2):
         assert certificates.reload() is False
         assert presented(context_of(certificates))[0] == old
-    (told,) = errors(caplog)
-    assert "the old one stays in use" in told
-    assert "has expired on" in told
+    (error,) = errors(caplog)
+    assert "the old one stays in use" in error
+    assert "has expired on" in error
     new = write_pair(tmp_path, NAME)
     assert certificates.reload() is True
     assert presented(context_of(certificates))[0] == new
@@ -135,7 +138,7 @@ def test_without_a_valid_one_an_expired_one_is_served_and_logged(
 ) -> None:
     old = write_pair(tmp_path, NAME, days=-2)
     certificates = load(tmp_path)
-    assert errors(caplog) == []  # as of a check of settings
+    assert errors(caplog) == []  # loading alone, as in a check of settings, logs nothing
     asyncio.run(certificates.start())
     assert presented(context_of(certificates))[0] == old
     new = write_pair(tmp_path, NAME, days=-1)
@@ -145,7 +148,7 @@ def test_without_a_valid_one_an_expired_one_is_served_and_logged(
     assert all("it is served all the same, and clients refuse it" in e for e in errors(caplog))
 
 
-def test_a_certificate_for_later_is_used_from_then_on(
+def test_a_certificate_not_yet_valid_is_used_once_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = write_pair(tmp_path, NAME)
@@ -156,8 +159,8 @@ def test_a_certificate_for_later_is_used_from_then_on(
     for _ in range(2):
         assert certificates.reload() is False
         assert presented(context_of(certificates))[0] == old
-    (told,) = errors(caplog)
-    assert "is valid from" in told
+    (error,) = errors(caplog)
+    assert "is valid from" in error
     tomorrow = datetime.now(UTC) + timedelta(days=1, minutes=1)
     monkeypatch.setattr(manual_module, "utc_now", lambda: tomorrow)
     assert certificates.reload() is True

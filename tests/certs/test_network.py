@@ -29,7 +29,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 def getting(answer: Callable[[Quiet], None]) -> type[Quiet]:
-    """What answers GET so."""
+    """Return a request handler that answers GET with `answer`."""
     return type("Getting", (Quiet,), {"do_GET": answer})
 
 
@@ -37,7 +37,7 @@ def getting(answer: Callable[[Quiet], None]) -> type[Quiet]:
 def sending(folder: Path, head: bytes, rest: bytes, pause: float = 0.0) -> Iterator[int]:
     """A server that sends the rest over and over, until the client closes or the block ends.
 
-    Gives its port.
+    Yields the port.
     """
     over = threading.Event()
 
@@ -66,7 +66,7 @@ CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
     ],
     ids=["until closed", "of a length", "chunked"],
 )
-def test_an_endless_body_is_not_read_for_long(tmp_path: Path, head: bytes, rest: bytes) -> None:
+def test_an_endless_body_is_refused(tmp_path: Path, head: bytes, rest: bytes) -> None:
     with (
         sending(tmp_path, head, rest) as port,
         pytest.raises(Refused, match="is no ACME: more than 1048576 bytes in one answer"),
@@ -74,7 +74,9 @@ def test_an_endless_body_is_not_read_for_long(tmp_path: Path, head: bytes, rest:
         session(tmp_path, port).obtain(NAME, 0)
 
 
-def test_all_answers_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_all_answers_together_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(network_module, "_LONGEST_EXCHANGE", 50_000)
     asked = []
 
@@ -136,7 +138,7 @@ def test_reading_ends_when_the_relay_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400])
-def test_nested_answers_are_no_acme(tmp_path: Path, status: int) -> None:
+def test_deeply_nested_answers_are_refused(tmp_path: Path, status: int) -> None:
     def answer(self: Quiet) -> None:
         self.answer(status, b"[" * 500_000)
 
@@ -147,7 +149,7 @@ def test_nested_answers_are_no_acme(tmp_path: Path, status: int) -> None:
         session(tmp_path, port).obtain(NAME, 0)
 
 
-def test_what_is_packed_stays_so(tmp_path: Path) -> None:
+def test_compressed_answers_are_neither_requested_nor_decompressed(tmp_path: Path) -> None:
     packed = gzip.compress(b" " * 50_000_000)
     wanted: list[str | None] = []
 
@@ -160,7 +162,7 @@ def test_what_is_packed_stays_so(tmp_path: Path) -> None:
     assert wanted == ["identity"]
 
 
-def test_an_answer_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
+def test_a_truncated_answer_is_a_failure(tmp_path: Path) -> None:
     def answer(self: Quiet) -> None:
         self.answer(200, b"{", Content_Length="100")
 
@@ -168,7 +170,7 @@ def test_an_answer_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
         session(tmp_path, port).obtain(NAME, 0)
 
 
-def test_requests_that_hang_are_abandoned_and_there_are_few_of_them(
+def test_requests_that_hang_are_abandoned_and_bounded_in_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "_BUDGET", 0.1)
@@ -183,11 +185,11 @@ def test_requests_that_hang_are_abandoned_and_there_are_few_of_them(
             with pytest.raises(Refused, match="the authority takes too long"):
                 session(tmp_path, port).obtain(NAME, 0)
             assert hanging() - before <= 2
-    while hanging() > before:  # the server has ended, and so do they
+    while hanging() > before:  # they end after the server
         time.sleep(0.01)
 
 
-# Why there is no certificate, in one line
+# Errors as one line
 
 
 PREFIX = messages.ERROR_PREFIX
@@ -240,10 +242,10 @@ def test_errors_are_described_in_one_line(error: Exception, text: str) -> None:
     assert describe(error).startswith(text)
 
 
-def test_long_words_are_cut() -> None:
-    told = describe(problem("malformed", "x" * 10000))
-    assert len(told) == 400
-    assert told.endswith("…")
+def test_long_descriptions_are_shortened() -> None:
+    text = describe(problem("malformed", "x" * 10000))
+    assert len(text) == 400
+    assert text.endswith("…")
 
 
 @pytest.mark.parametrize(
@@ -259,5 +261,5 @@ def test_long_words_are_cut() -> None:
         ("-5", None),
     ],
 )
-def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float | None) -> None:
+def test_retry_after_may_be_a_number_or_a_date(value: str | None, seconds: float | None) -> None:
     assert retry_after(value, NOW) == seconds

@@ -1,4 +1,4 @@
-"""Files of certificates and keys that cannot be used: what each is blamed for."""
+"""Certificate and key files that cannot be used, and the reason in each error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair(folder: Path, name: str = NAME) -> tuple[bytes, bytes]:
 
 
 def refusal(folder: Path, chain: bytes, key: bytes) -> str:
-    """What a relay says of the two files."""
+    """Return the error for the two files."""
     (folder / f"{NAME}.crt").write_bytes(chain)
     (folder / f"{NAME}.key").write_bytes(key)
     with pytest.raises(ConfigError) as caught:
@@ -47,52 +47,52 @@ def test_a_good_pair_has_no_problem(tmp_path: Path) -> None:
         assert key_problem(key.replace(b"\n", line_break)) == ""
 
 
-def test_a_key_with_a_password_is_no_problem_of_its_form(tmp_path: Path) -> None:
+def test_an_encrypted_key_is_valid_pem(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME, password="secret")
     assert key_problem((tmp_path / f"{NAME}.key").read_bytes()) == ""
 
 
-def test_a_key_without_a_last_line_break_before_another_is_not_blamed_on_the_chain(
+def test_a_missing_line_break_between_keys_is_reported(
     tmp_path: Path,
 ) -> None:
     chain, key = pair(tmp_path)
-    told = refusal(tmp_path, chain, key.rstrip() + key)
-    assert told.endswith("the key lacks the line break between two of its parts")
+    problem = refusal(tmp_path, chain, key.rstrip() + key)
+    assert problem.endswith("the key lacks the line break between two of its parts")
 
 
-def test_a_chain_in_the_wrong_order_is_named_as_such(tmp_path: Path) -> None:
-    """The first certificate must be for the name, or that is what is wrong with it."""
+def test_a_chain_in_the_wrong_order_is_reported_as_such(tmp_path: Path) -> None:
+    """The first certificate is for the name: otherwise that would be the error."""
     chain, key = pair(tmp_path)
     other, _ = pair(tmp_path, "other.example.com")
-    told = refusal(tmp_path, pair(tmp_path)[0] + other + chain, key)
-    assert told.endswith(
+    problem = refusal(tmp_path, pair(tmp_path)[0] + other + chain, key)
+    assert problem.endswith(
         "the key belongs to certificate 3 of the chain: the server's own must come first"
     )
 
 
 @pytest.mark.parametrize(
-    ("second", "told"),
+    ("second", "problem"),
     [
         (DAMAGED, "is damaged: certificate 2 of 2 cannot be read"),
         (DAMAGED[:40], "is incomplete: only 1 of 2 certificates have an end"),
     ],
 )
-def test_a_later_certificate_is_named_by_its_number(
-    tmp_path: Path, second: bytes, told: str
+def test_a_bad_later_certificate_is_reported_by_its_number(
+    tmp_path: Path, second: bytes, problem: str
 ) -> None:
     chain, key = pair(tmp_path)
-    assert told in refusal(tmp_path, chain + second, key)
+    assert problem in refusal(tmp_path, chain + second, key)
 
 
 @pytest.mark.parametrize("line_break", [b"", b"\\n"])
-def test_a_chain_in_one_line_is_named_as_such(tmp_path: Path, line_break: bytes) -> None:
-    """As in an environment's variable, or in a file of a program's settings."""
+def test_a_chain_in_one_line_is_reported_as_such(tmp_path: Path, line_break: bytes) -> None:
+    """Like in an environment variable, or in a settings file of another program."""
     chain, key = pair(tmp_path)
-    told = refusal(tmp_path, chain.replace(b"\n", line_break), key)
-    assert told.endswith("lacks the line breaks that PEM has")
+    problem = refusal(tmp_path, chain.replace(b"\n", line_break), key)
+    assert problem.endswith("lacks the line breaks that PEM has")
 
 
-def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
+def test_other_content_is_recognised_and_named(tmp_path: Path) -> None:
     chain, key = pair(tmp_path)
     private = load_pem_private_key(key, None)
     assert isinstance(private, ec.EllipticCurvePrivateKey)
@@ -100,7 +100,7 @@ def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
     public = private.public_key()
     own = x509.load_pem_x509_certificate(chain)
     swapped = "are the two files swapped?"
-    for data, told in (
+    for data, problem in (
         (key, f"but a private key: {swapped}"),
         (own.public_bytes(Encoding.DER), "it seems to be in DER form"),
         (
@@ -111,8 +111,8 @@ def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
     ):
         text = refusal(tmp_path, data, key)
         assert "holds no certificate in PEM form" in text
-        assert text.endswith(told) or told in text
-    for data, told in (
+        assert text.endswith(problem) or problem in text
+    for data, problem in (
         (chain, f"but a certificate: {swapped}"),
         (private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()), "in DER form"),
         (
@@ -124,4 +124,4 @@ def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
     ):
         text = refusal(tmp_path, chain, data)
         assert "the key is no private key in PEM form" in text
-        assert told in text
+        assert problem in text

@@ -17,15 +17,15 @@ def info(start: float = NOW, days: float = 90) -> CertificateInfo:
 
 
 def schedule(**policy: float) -> Schedule:
-    """Without jitter."""
+    """Return a schedule without jitter."""
     return Schedule(RetryPolicy(**policy), lambda low, high: low)
 
 
-def test_a_new_one_asks_at_once() -> None:
+def test_a_new_schedule_requests_at_once() -> None:
     assert schedule().next_request(NOW, None) <= NOW
 
 
-def test_failures_double_the_wait_up_to_a_bound() -> None:
+def test_each_failure_doubles_the_wait_up_to_a_bound() -> None:
     each = schedule()
     waits = []
     for _ in range(12):
@@ -43,7 +43,7 @@ def test_the_wait_is_jittered_upwards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "limited", "wait"),
+    ("retry_after", "limited", "wait"),
     [
         (None, False, 60),
         (5.0, False, 60),
@@ -53,15 +53,15 @@ def test_the_wait_is_jittered_upwards() -> None:
         (1e9, True, 86400),
     ],
 )
-def test_the_authoritys_own_word_counts_within_a_day(
-    told: float | None, limited: bool, wait: float
+def test_retry_after_of_the_authority_counts_up_to_a_day(
+    retry_after: float | None, limited: bool, wait: float
 ) -> None:
     each = schedule()
-    each.failed(NOW, told, limited=limited)
+    each.failed(NOW, retry_after, limited=limited)
     assert each.next_request(NOW, None) - NOW == wait
 
 
-def test_an_operator_may_hurry_it_but_not_beyond_the_authoritys_word() -> None:
+def test_hurry_retries_at_once_but_not_before_retry_after() -> None:
     each = schedule()
     each.failed(NOW, None, limited=False)
     each.hurry(NOW + 1)
@@ -78,7 +78,7 @@ def test_success_forgets_failures() -> None:
     assert (each.failures, each.retry_at, each.authority_retry_at) == (0, 0, 0)
 
 
-def test_without_advice_renewal_is_due_with_a_third_left() -> None:
+def test_without_advice_renewal_is_due_with_a_third_of_the_lifetime_left() -> None:
     each = schedule()
     each.obtained(NOW, info())
     assert each.next_request(NOW, info()) == NOW + 60 * DAY
@@ -87,7 +87,7 @@ def test_without_advice_renewal_is_due_with_a_third_left() -> None:
     assert late.next_request(NOW, info()) == NOW + 90 * DAY - 37.5 * DAY, "jitter: earlier"
 
 
-def test_advice_moves_renewal_both_ways_but_not_beyond_validity() -> None:
+def test_advice_moves_renewal_within_the_validity() -> None:
     each = schedule()
     each.obtained(NOW, info())
     each.advised(NOW, info(), NOW + 10 * DAY, NOW + DAY)
@@ -113,7 +113,7 @@ def test_advice_to_renew_at_once_waits_while_the_certificate_is_fresh() -> None:
 
 
 @pytest.mark.parametrize(("asks", "waits"), [(0, 60), (-5, 60), (7200, 7200), (1e9, 86400)])
-def test_advice_is_asked_for_again_within_bounds(asks: float, waits: float) -> None:
+def test_advice_is_requested_again_within_bounds(asks: float, waits: float) -> None:
     each = schedule()
     each.obtained(NOW, info())
     assert each.advice_at == NOW + 60
@@ -121,7 +121,7 @@ def test_advice_is_asked_for_again_within_bounds(asks: float, waits: float) -> N
     assert each.advice_at == NOW + waits
 
 
-def test_a_failed_renewal_waits_as_any_failure() -> None:
+def test_a_failed_renewal_waits_like_any_failure() -> None:
     each = schedule()
     each.obtained(NOW, info())
     late = NOW + 61 * DAY
@@ -130,7 +130,7 @@ def test_a_failed_renewal_waits_as_any_failure() -> None:
     assert each.next_request(late, info()) == late + 60
 
 
-def test_an_expired_certificate_is_asked_for_as_a_missing_one() -> None:
+def test_an_expired_certificate_is_requested_like_a_missing_one() -> None:
     each = schedule()
     each.obtained(NOW, info())
     late = NOW + 91 * DAY
@@ -139,13 +139,13 @@ def test_an_expired_certificate_is_asked_for_as_a_missing_one() -> None:
     assert each.next_request(late, info()) == late + 60
 
 
-def test_one_from_a_file_is_renewed_when_it_is_due_also_right_away() -> None:
+def test_a_certificate_from_a_file_is_renewed_at_once_if_due() -> None:
     each = schedule()
     each.obtained(NOW + 70 * DAY, info(), fresh=False)
     assert each.next_request(NOW + 70 * DAY, info()) < NOW + 70 * DAY
 
 
-def test_one_from_another_authority_is_replaced_at_once() -> None:
+def test_a_certificate_of_another_authority_is_replaced_at_once() -> None:
     each = schedule()
     each.obtained(NOW, info(), fresh=False)
     each.replace_now()
@@ -159,24 +159,24 @@ def test_a_time_from_a_wrong_clock_delays_a_request_for_little_more_than_a_day()
 
 
 @pytest.mark.parametrize(
-    ("failures", "retry_at", "authority_retry_at", "heeded"),
+    ("failures", "retry_at", "authority_retry_at", "adopted"),
     [
         (2, NOW + 300, 0.0, True),
         (1, NOW + 300, NOW + 300, True),
         (0, NOW + 300, NOW + 300, True),
-        (1, NOW + 300, 0.0, False),  # what we noted ourselves
+        (1, NOW + 300, 0.0, False),  # saved by this process
         (2, NOW - 1, 0.0, False),  # over
     ],
 )
 def test_the_state_of_another_process_counts_if_it_is_newer(
-    failures: int, retry_at: float, authority_retry_at: float, heeded: bool
+    failures: int, retry_at: float, authority_retry_at: float, adopted: bool
 ) -> None:
     each = schedule()
     each.failed(NOW - 100, None, limited=False)
     record = Record("", failures, retry_at, authority_retry_at)
-    assert each.adopt(NOW, record) is heeded
-    assert each.next_request(NOW, None) == (retry_at if heeded else NOW - 40)
-    assert each.failures == (max(failures, 1) if heeded else 1)
+    assert each.adopt(NOW, record) is adopted
+    assert each.next_request(NOW, None) == (retry_at if adopted else NOW - 40)
+    assert each.failures == (max(failures, 1) if adopted else 1)
 
 
 def test_without_a_request_the_wait_is_no_failure() -> None:

@@ -1,4 +1,4 @@
-"""What an authority may answer beside certificates; those come from Pebble, elsewhere."""
+"""Answers of an authority other than certificates; certificates are tested with Pebble."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(folder: Path, handler: type[Quiet]) -> Iterator[int]:
-    """An HTTPS server; gives its port."""
+    """Run an HTTPS server; yield its port."""
     write_pair(folder, "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "127.0.0.1.crt", folder / "127.0.0.1.key")
@@ -58,7 +58,7 @@ def serving(folder: Path, handler: type[Quiet]) -> Iterator[int]:
 def answering(
     folder: Path, status: int, body: bytes, **headers: str
 ) -> contextlib.AbstractContextManager[int]:
-    """One that has one answer."""
+    """Run a server that has one answer."""
 
     class Handler(Quiet):
         def do_GET(self) -> None:
@@ -79,7 +79,7 @@ def session(folder: Path, port: int, stop: threading.Event | None = None, **more
 
 
 @pytest.mark.parametrize(("header", "want"), [({"Retry_After": "70"}, 70), ({}, None)])
-def test_an_authority_may_want_to_be_left_alone(
+def test_a_rate_limit_of_the_authority_has_its_retry_after(
     tmp_path: Path, header: dict[str, str], want: float | None
 ) -> None:
     body = json.dumps(LIMITED).encode()
@@ -94,7 +94,7 @@ def test_an_authority_may_want_to_be_left_alone(
 @pytest.mark.parametrize(
     ("status", "body"), [(500, b"<html>"), (200, b"<html>"), (200, b"[]"), (200, b"{}")]
 )
-def test_what_is_no_acme_is_refused(tmp_path: Path, status: int, body: bytes) -> None:
+def test_answers_that_are_no_acme_are_refused(tmp_path: Path, status: int, body: bytes) -> None:
     with (
         answering(tmp_path, status, body) as port,
         pytest.raises(Refused, match="is no ACME") as caught,
@@ -103,7 +103,7 @@ def test_what_is_no_acme_is_refused(tmp_path: Path, status: int, body: bytes) ->
     assert not caught.value.limited
 
 
-def test_advice_from_an_authority_that_has_none(tmp_path: Path) -> None:
+def test_an_authority_may_have_no_renewal_advice(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     chain = (tmp_path / f"{NAME}.crt").read_bytes()
     with answering(tmp_path, 200, b"{}") as port:
@@ -113,7 +113,7 @@ def test_advice_from_an_authority_that_has_none(tmp_path: Path) -> None:
 
 
 def post(session: Session, url: str) -> None:
-    """Ask for something, signed, as all that `obtain` does."""
+    """Send a signed request, as `obtain` does."""
     with session._exchange(Budget(20, threading.Event())) as net:
         account = load_key(session._store)
         net.key, net.alg = account.jwk, account.algorithm
@@ -121,8 +121,8 @@ def post(session: Session, url: str) -> None:
 
 
 @pytest.mark.parametrize("stale", [0, 3, 100])
-def test_a_stale_nonce_is_replaced_a_few_times(tmp_path: Path, stale: int) -> None:
-    """Authorities of many machines know each other's nonces late."""
+def test_a_request_with_a_stale_nonce_is_repeated_a_few_times(tmp_path: Path, stale: int) -> None:
+    """The machines of an authority may know each other's nonces late."""
     asked = []
 
     class Handler(Quiet):
@@ -146,7 +146,7 @@ def test_a_stale_nonce_is_replaced_a_few_times(tmp_path: Path, stale: int) -> No
             assert 5 <= len(asked) <= 10
 
 
-def test_what_else_is_refused_is_not_asked_for_again(tmp_path: Path) -> None:
+def test_other_refused_requests_are_not_repeated(tmp_path: Path) -> None:
     asked = []
 
     class Handler(Quiet):
@@ -170,7 +170,7 @@ def test_a_session_ends_when_the_relay_stops(tmp_path: Path) -> None:
         session(tmp_path, port, stop).obtain(NAME, 0)
 
 
-def test_an_account_that_cannot_be_saved_is_not_made(
+def test_an_account_that_cannot_be_saved_is_not_registered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -217,7 +217,7 @@ def test_each_attempt_tries_the_next_kind_of_challenge(
     assert chosen == tried
 
 
-def test_challenges_that_none_of_us_can_do_are_named(tmp_path: Path) -> None:
+def test_challenges_that_cannot_be_answered_are_named_in_the_error(tmp_path: Path) -> None:
     each = session(tmp_path, 1, http_port=None)
     with pytest.raises(Refused, match=rf"for {NAME} the authority offers .* {HTTP}, .*{TLS}"):
         each._choose(offer(NAME, HTTP), 0)

@@ -13,7 +13,7 @@ OTHER = CertificateInfo(("other.example.com",), ISSUED, END + timedelta(days=100
 
 
 @pytest.mark.parametrize(("day", "says"), [(79, None), (81, "expires on 2026-04-11"), (101, None)])
-def test_warns_in_the_last_fifth_of_the_lifetime(
+def test_a_warning_is_logged_in_the_last_fifth_of_the_lifetime(
     caplog: pytest.LogCaptureFixture, day: int, says: str | None
 ) -> None:
     ExpiryWatch().look([ONE, OTHER], ISSUED + timedelta(days=day))
@@ -21,7 +21,7 @@ def test_warns_in_the_last_fifth_of_the_lifetime(
     assert f"derp.example.com, 192.0.2.1 {says}" in caplog.text or not says
 
 
-def test_warns_once_a_day_and_of_a_new_certificate_at_once(
+def test_the_warning_is_logged_once_a_day_and_at_once_for_a_new_certificate(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     watch = ExpiryWatch()
@@ -40,7 +40,7 @@ def test_warns_once_a_day_and_of_a_new_certificate_at_once(
 def test_a_certificate_that_had_expired_before_is_logged_again_after_a_day(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its source says so at once."""
+    """Its source logs it at once."""
     watch = ExpiryWatch()
     counts = []
     for hours in (0, 23, 24):
@@ -49,5 +49,5 @@ def test_a_certificate_that_had_expired_before_is_logged_again_after_a_day(
     assert counts == [0, 0, 1]
 
 
-def test_a_lifetime_of_nothing_divides_nothing() -> None:
+def test_a_lifetime_of_zero_has_nothing_remaining() -> None:
     assert CertificateInfo((), END, END).remaining(END) == 0

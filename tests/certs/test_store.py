@@ -20,7 +20,7 @@ RECORD = Record("https://ca.example/dir", 3, 12.5, 11.0, "why")
 
 
 def pair(host: str = NAME, *, days: int = 60) -> tuple[bytes, bytes]:
-    """A chain and its key, PEM."""
+    """Return a chain and its key, as PEM."""
     return issue(host, timedelta(days=90 + days), timedelta(days=90))
 
 
@@ -37,7 +37,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_all_folders_that_are_made_are_private(tmp_path: Path) -> None:
+def test_all_created_folders_are_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         Store(tmp_path / "a" / "b" / "certs")
@@ -47,7 +47,7 @@ def test_all_folders_that_are_made_are_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", [NAME, "2001:db8::7"])
-def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: str) -> None:
+def test_a_saved_certificate_is_loaded_and_private(tmp_path: Path, store: Store, host: str) -> None:
     saved = issued(host)
     store.save(host, saved)
     loaded = store.load(host)
@@ -58,7 +58,7 @@ def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: st
     assert mode(store.directory) == 0o700
 
 
-def test_the_file_is_in_autocerts_form(tmp_path: Path, store: Store) -> None:
+def test_the_file_has_the_form_of_autocert(tmp_path: Path, store: Store) -> None:
     store.save(NAME, issued())
     text = (store.directory / NAME).read_text()
     kinds = [line for line in text.splitlines() if line.startswith("-----BEGIN")]
@@ -66,7 +66,7 @@ def test_the_file_is_in_autocerts_form(tmp_path: Path, store: Store) -> None:
     assert text.endswith("-----END CERTIFICATE-----\n")
 
 
-def test_what_autocert_kept_is_adopted(tmp_path: Path, store: Store) -> None:
+def test_a_certificate_of_autocert_is_loaded(tmp_path: Path, store: Store) -> None:
     chain, key = pair()
     for name in (NAME, f"{NAME}+rsa"):
         path = store.directory / name
@@ -76,7 +76,7 @@ def test_what_autocert_kept_is_adopted(tmp_path: Path, store: Store) -> None:
     assert store.load(NAME) is None
 
 
-def test_what_derper_kept_for_an_address_is_adopted(tmp_path: Path, store: Store) -> None:
+def test_an_address_certificate_of_derper_is_loaded(tmp_path: Path, store: Store) -> None:
     chain, key = pair("2001:db8::7")
     (store.directory / "2001.db8..7.crt").write_bytes(chain)
     assert store.load("2001:db8::7") is None
@@ -85,7 +85,7 @@ def test_what_derper_kept_for_an_address_is_adopted(tmp_path: Path, store: Store
 
 
 @pytest.mark.parametrize("what", ["self-signed", "garbage", "for another host"])
-def test_a_pair_of_manual_mode_that_no_authority_issued_is_left(
+def test_a_pair_of_manual_mode_that_no_authority_issued_is_ignored(
     store: Store, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     chain, key = issue("203.0.113.7", self_signed=True)
@@ -106,13 +106,13 @@ def test_a_pair_of_manual_mode_that_no_authority_issued_is_left(
     assert len(list(store.directory.iterdir())) == 3
 
 
-def test_an_authority_that_lets_the_key_sign_for_itself_is_none(store: Store) -> None:
+def test_a_self_signed_certificate_from_an_authority_is_refused(store: Store) -> None:
     with pytest.raises(ConfigError, match="is self-signed, no authority issued it"):
         issued_credential(*issue(NAME, self_signed=True), NAME, "a file")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", "other", "cut", "self-signed"])
-def test_a_damaged_file_is_kept_aside(
+def test_a_damaged_file_is_renamed_to_bad(
     tmp_path: Path, store: Store, content: bytes | str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if content == "other":
@@ -135,7 +135,9 @@ def test_a_damaged_file_is_kept_aside(
 
 
 @pytest.mark.parametrize("days", [-1, -89])
-def test_an_expired_one_is_not_used_and_stays(tmp_path: Path, store: Store, days: int) -> None:
+def test_an_expired_certificate_is_not_used_and_kept(
+    tmp_path: Path, store: Store, days: int
+) -> None:
     chain, key = pair(days=days)
     store.path(NAME).write_bytes(key + chain)
     assert store.load(NAME) is None
@@ -148,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_an_error(store: Store) -> None:
         store.load(NAME)
 
 
-def test_a_full_disk_leaves_the_old_file(
+def test_a_full_disk_keeps_the_old_file(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save(NAME, issued())
@@ -178,7 +180,7 @@ def test_a_directory_without_permission_is_an_error(
         Store(tmp_path)
 
 
-def test_a_directory_that_others_may_write_to_is_warned_of(
+def test_a_directory_that_others_may_write_to_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tmp_path.chmod(0o777)
@@ -186,7 +188,7 @@ def test_a_directory_that_others_may_write_to_is_warned_of(
     assert "mode 0777" in caplog.text
 
 
-def test_the_account_key_is_kept_safe_and_derpers_is_adopted(store: Store) -> None:
+def test_the_account_key_is_saved_privately_and_derpers_is_used(store: Store) -> None:
     assert store.load_account() is None
     (store.directory / "acme_account+key").write_bytes(b"derper's")
     assert store.load_account() == b"derper's"
@@ -195,7 +197,7 @@ def test_the_account_key_is_kept_safe_and_derpers_is_adopted(store: Store) -> No
     assert mode(store.directory / "acme-account.key") == 0o600
 
 
-def test_an_account_key_is_put_aside(store: Store) -> None:
+def test_account_keys_are_renamed_to_bad(store: Store) -> None:
     store.put_account_aside()
     for name in ("acme_account+key", "acme-account.key"):
         (store.directory / name).write_bytes(b"bad")
@@ -204,7 +206,7 @@ def test_an_account_key_is_put_aside(store: Store) -> None:
         assert (store.directory / f"{name}.bad").read_bytes() == b"bad"
 
 
-def test_records_are_remembered(store: Store) -> None:
+def test_a_saved_record_is_loaded(store: Store) -> None:
     assert store.load_record(NAME) == Record()
     store.save_record(NAME, RECORD)
     assert store.load_record(NAME) == RECORD
@@ -212,7 +214,7 @@ def test_records_are_remembered(store: Store) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"directory": 1}', "[" * 100000, "\udcff"])
-def test_a_damaged_record_is_warned_of_and_not_used(
+def test_a_damaged_record_is_logged_and_not_used(
     store: Store, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.record_path(NAME).write_text(text, errors="surrogateescape")
@@ -220,7 +222,7 @@ def test_a_damaged_record_is_warned_of_and_not_used(
     assert "damaged" in caplog.text
 
 
-def test_a_record_that_cannot_be_read_is_warned_of(
+def test_a_record_that_cannot_be_read_is_logged(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.record_path(NAME).mkdir()

@@ -16,7 +16,7 @@ with order_lock(Path(sys.argv[1])) as free:
 """
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     with order_lock(tmp_path) as first, order_lock(tmp_path) as second:
         assert (first, second) == (True, False)
     with order_lock(tmp_path) as again:
@@ -37,6 +37,6 @@ def test_a_process_that_dies_releases_the_lock(tmp_path: Path) -> None:
             assert free
 
 
-def test_where_there_are_no_locks_it_is_free(tmp_path: Path) -> None:
+def test_without_the_folder_the_lock_is_free(tmp_path: Path) -> None:
     with order_lock(tmp_path / "missing") as free:
         assert free
