@@ -31,7 +31,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/registry/test_forwarders.py"
         "::test_each_of_5000_packets_reaches_one_forwarder_while_they_come_and_go",
     ),
-    "TestMetaCert": ("wire/test_metacert.py::test_fields_of_the_certificate",),
+    "TestMetaCert": ("wire/test_metacert.py::test_the_certificate_has_the_fields_of_go",),
     "TestModifyTLSConfigToAddMetaCert": (
         "server/conn/test_meta_chain.py"
         "::test_a_hundred_handshakes_present_the_same_two_certificates",
@@ -159,19 +159,21 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "server/services/test_stun.py::test_a_request_is_answered",
         "server/services/test_stun.py::test_closing_frees_the_port",
     ),
-    "TestIs": ("wire/test_stun.py::test_is_stun",),
+    "TestIs": ("wire/test_stun.py::test_stun_is_recognised",),
     "TestParseBindingRequest": ("wire/test_stun.py::TestRequest",),
     "TestResponse": ("wire/test_stun.py::TestPackResponse",),
     "TestParseResponse": ("wire/test_stun.py::TestParseResponse",),
     # derp
     "TestReadFrameHeader": (
-        "wire/test_buffer.py::test_any_chunking_gives_the_same_frames",
+        "wire/test_buffer.py::test_any_chunking_has_the_same_frames",
         "relay/test_lane.py::TestSkip::test_the_longest_unknown_frame_is_skipped_and_not_kept",
     ),
-    "TestWriteFrameHeader": ("wire/test_frames.py::test_header_is_a_byte_and_four_of_length",),
+    "TestWriteFrameHeader": (
+        "wire/test_frames.py::test_a_header_is_a_type_byte_and_four_bytes_of_length",
+    ),
     "TestClientInfoUnmarshal": (
-        "wire/test_login.py::test_accepted_client_info",
-        "wire/test_login.py::test_malformed_mesh_key_rejects_the_whole_blob",
+        "wire/test_login.py::test_valid_client_info_is_accepted",
+        "wire/test_login.py::test_a_malformed_mesh_key_refuses_the_whole_blob",
     ),
     "TestSendRecv": (
         "client/test_with_relay.py::TestRelay::test_send_and_receive",
@@ -252,10 +254,10 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # New in v1.104.7: derp
     "TestClientRecvPeerPresent": (
-        "wire/test_client.py::test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut",
+        "wire/test_client.py::test_an_app_name_is_read_as_by_go_however_the_stream_is_cut",
     ),
     "TestValidAppName": (
-        "wire/login/test_server.py::test_names_are_taken_and_refused_as_by_go",
+        "wire/login/test_server.py::test_app_names_are_accepted_and_refused_as_by_go",
         "client/test_config.py"
         "::test_a_name_that_relays_refuse_is_refused_before_anything_is_connected",
         "client/test_config.py::test_a_name_that_relays_take_is_taken",
@@ -279,7 +281,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # New in v1.104.7: derp/derpserver
     "TestRecvClientKeyAppName": (
-        "wire/login/test_server.py::test_names_are_taken_and_refused_as_by_go",
+        "wire/login/test_server.py::test_app_names_are_accepted_and_refused_as_by_go",
         "interop/server/test_app_names.py::test_a_name_is_printable_and_short",
     ),
     "TestVerifyClientDisallowedAppNames": (
@@ -347,11 +349,19 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "::test_without_pktinfo_requests_are_answered_and_a_warning_is_logged_once",
         "interop/test_stun_sources.py::test_each_address_answers_for_itself",
     ),
-    "FuzzParseResponse": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
-    "FuzzParseBindingRequest": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
-    "FuzzForeachAttr": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
-    "FuzzMappedAddress": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
-    "FuzzXorMappedAddress": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
+    "FuzzParseResponse": (
+        "wire/test_stun.py::test_any_attributes_raise_only_remote_protocol_error",
+    ),
+    "FuzzParseBindingRequest": (
+        "wire/test_stun.py::test_any_attributes_raise_only_remote_protocol_error",
+    ),
+    "FuzzForeachAttr": ("wire/test_stun.py::test_any_attributes_raise_only_remote_protocol_error",),
+    "FuzzMappedAddress": (
+        "wire/test_stun.py::test_any_attributes_raise_only_remote_protocol_error",
+    ),
+    "FuzzXorMappedAddress": (
+        "wire/test_stun.py::test_any_attributes_raise_only_remote_protocol_error",
+    ),
     # net/netcheck, cmd/tailscale/cli, net/ping, net/captivedetection
     "TestBasic": (
         "netcheck/test_core.py::test_one_region_that_answers",

@@ -1,4 +1,4 @@
-"""Whole frames, however the stream is cut; a client's fast lanes do what one by one does."""
+"""Complete frames, however the stream is cut; the client's fast lanes equal frame by frame."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ FRAMES = [(0x04, b"abc"), (0x06, b""), (0xFF, b"\0")]
 
 
 @pytest.mark.parametrize("chunks", chunkings(STREAM))
-def test_any_chunking_gives_the_same_frames(chunks: list[bytes]) -> None:
+def test_any_chunking_has_the_same_frames(chunks: list[bytes]) -> None:
     buffer = FrameBuffer(limit=3)
     assert [f for chunk in chunks for f in buffer.receive_data(chunk)] == FRAMES
     assert len(buffer) == 0
 
 
-def test_frame_comes_with_its_last_byte() -> None:
+def test_a_frame_is_returned_with_its_last_byte() -> None:
     buffer = FrameBuffer(limit=3)
     held = [(list(buffer.receive_data(chunk)), len(buffer)) for chunk in byte_by_byte(STREAM[:8])]
     assert held == [([], n) for n in range(1, 8)] + [([FRAMES[0]], 0)]
 
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
-def test_any_buffer_may_be_fed_and_reused(
+def test_any_bytes_like_object_may_be_passed_and_reused(
     make: type[bytes] | type[bytearray] | type[memoryview],
 ) -> None:
     mutable = bytearray(STREAM)
@@ -69,7 +69,7 @@ def test_limit_is_inclusive(limit: int) -> None:
 
 
 @pytest.mark.parametrize("chunks", chunkings(bytes.fromhex("06 00000000 05 00100001")))
-def test_larger_frame_is_refused_by_its_header(chunks: list[bytes]) -> None:
+def test_a_larger_frame_is_refused_at_its_header(chunks: list[bytes]) -> None:
     buffer = FrameBuffer(limit=1048576)
     frames: list[tuple[int, bytes]] = []
 
@@ -95,7 +95,7 @@ def test_limit_may_change_between_two_frames_of_one_chunk() -> None:
     assert frames == [FRAMES[0], (5, b"wxyz")]
 
 
-def test_frames_taken_before_the_loop_is_left_are_not_given_again() -> None:
+def test_frames_read_before_a_loop_ends_are_not_returned_again() -> None:
     buffer = FrameBuffer(limit=3)
     first = buffer.receive_data(STREAM)
     assert next(first) == FRAMES[0]
@@ -103,7 +103,7 @@ def test_frames_taken_before_the_loop_is_left_are_not_given_again() -> None:
     assert list(buffer.receive_data(b"")) == FRAMES[1:]
 
 
-def test_missing_is_what_a_header_and_then_its_frame_needs() -> None:
+def test_missing_is_the_rest_of_the_header_and_then_of_the_frame() -> None:
     buffer = FrameBuffer(limit=100)
     seen = []
     for chunk in byte_by_byte(bytes.fromhex("04 00000003 616263 06 00")):
@@ -139,7 +139,7 @@ def lane() -> PacketLane:
 # In
 
 
-def test_run_of_packets_is_taken_up_to_the_first_frame_that_is_none() -> None:
+def test_a_run_of_packets_is_read_up_to_the_first_other_frame() -> None:
     run = packet(v.K1, b"a") * 3 + packet(v.K2, b"bc") + packet(v.K1, b"")
     expected = [
         ReceivedPacket(v.K1, b"a"),
@@ -198,7 +198,7 @@ def test_packets_of_one_peer_share_a_key() -> None:
     assert first.source is third.source
 
 
-def test_keys_that_are_remembered_are_bounded() -> None:
+def test_the_number_of_remembered_keys_is_bounded() -> None:
     busy = lane()
     keys = [NodePublic(n.to_bytes(32, "big")) for n in range(1500)]
     messages: list[Message] = []
@@ -208,8 +208,8 @@ def test_keys_that_are_remembered_are_bounded() -> None:
     assert len(busy._sources) <= 1024
 
 
-def test_packets_are_taken_again_behind_other_frames_and_cuts() -> None:
-    """Everything but packets goes frame by frame, and then the lane is open again."""
+def test_the_lane_continues_behind_other_frames_and_cuts() -> None:
+    """All other frames are read frame by frame."""
     session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
     stream = packet(v.K1, b"a") * 2 + KEEP_ALIVE + packet(v.K1, b"b") * 2
     assert session.receive_data(v.SERVER_KEY_FRAME + stream + stream[:50]) == [
@@ -226,7 +226,7 @@ def test_packets_are_taken_again_behind_other_frames_and_cuts() -> None:
 
 
 class CountingLane(PacketLane):
-    """Counts what it takes."""
+    """Counts the packets that it reads."""
 
     taken = 0
 
@@ -238,29 +238,29 @@ class CountingLane(PacketLane):
 
 
 @pytest.mark.parametrize("between", [KEEP_ALIVE, frames.pack_ping(b"12345678")])
-def test_frame_of_another_type_costs_the_packets_behind_it_nothing(between: bytes) -> None:
+def test_packets_behind_another_frame_are_read_by_the_lane(between: bytes) -> None:
     session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
     session._packets = counting = CountingLane(LIMIT)
     session.receive_data((packet(v.K1, b"a") * 3 + between) * 2 + packet(v.K1, b"a"))
     assert counting.taken == 7
 
 
-def test_packet_inside_of_a_packet_is_none() -> None:
-    """Wherever the outer one is cut."""
+def test_a_packet_inside_a_packet_is_data() -> None:
+    """Wherever the outer packet is cut."""
     inner = packet(v.K2, b"inner")
     outer = packet(v.K1, inner * 2)
     for chunks in chunkings(outer):
         assert all_at_once(chunks)[0] == [ReceivedPacket(v.K1, inner * 2)]
 
 
-def test_packet_instead_of_the_greeting_is_refused() -> None:
+def test_a_packet_instead_of_server_key_is_refused() -> None:
     session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
     with pytest.raises(UnexpectedFrame):
         session.receive_data(packet(v.K1, b"a"))
 
 
 def one_by_one(stream: bytes) -> tuple[list[Message], list[Skipped], str]:
-    """What a stream means, read without the lane: messages, frames skipped, the error."""
+    """Read a stream without the lane; return messages, skipped frames and the error."""
     messages: list[Message] = []
     skipped: list[Skipped] = []
     try:
@@ -276,7 +276,7 @@ def one_by_one(stream: bytes) -> tuple[list[Message], list[Skipped], str]:
 
 
 def all_at_once(chunks: list[bytes]) -> tuple[list[Message], list[Skipped], str]:
-    """The same by a session."""
+    """Read the same with a session."""
     messages: list[Message] = []
     skipped: list[Skipped] = []
     session = ClientSession(
@@ -322,7 +322,7 @@ def _has_server_info(stream: bytes) -> bool:
 @quick
 @given(streams, st.lists(st.integers(0, 400), max_size=12))
 @example(packet(v.K1, b"a") * 2 + frames.pack_frame(5, b"short") + packet(v.K1, b"a"), [37, 38, 75])
-def test_any_cut_gives_what_is_given_frame_by_frame(stream: bytes, cuts: list[int]) -> None:
+def test_any_chunking_has_the_result_of_frame_by_frame(stream: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     chunks = [stream[start:end] for start, end in itertools.pairwise(edges)]
     messages, skipped, error = all_at_once(chunks)
@@ -333,7 +333,7 @@ def test_any_cut_gives_what_is_given_frame_by_frame(stream: bytes, cuts: list[in
 
 @quick
 @given(streams)
-def test_every_cut_in_two_and_byte_by_byte(stream: bytes) -> None:
+def test_every_cut_in_two_and_byte_by_byte_has_the_same_result(stream: bytes) -> None:
     stream = stream[:200]
     expected, _, error = one_by_one(stream)
     for chunks in chunkings(stream):
@@ -351,7 +351,7 @@ def frames_of(packets: list[bytes]) -> bytes:
     return b"".join(frames.pack_send_packet(v.K1, data) for data in packets)
 
 
-def test_packets_are_packed_as_one_by_one() -> None:
+def test_packets_are_packed_like_single_ones() -> None:
     queue = SendQueue()
     assert queue.add_packets(v.K1, PACKETS) == len(PACKETS)
     assert (queue.packets, queue.size) == (len(PACKETS), len(frames_of(PACKETS)))
@@ -361,7 +361,7 @@ def test_packets_are_packed_as_one_by_one() -> None:
     assert queue.take() == []
 
 
-def test_frames_and_packets_leave_in_their_order() -> None:
+def test_frames_and_packets_are_sent_in_order() -> None:
     queue = SendQueue()
     queue.add(KEEP_ALIVE)
     queue.add_packets(v.K1, [b"a"])
@@ -370,8 +370,8 @@ def test_frames_and_packets_leave_in_their_order() -> None:
     assert b"".join(queue.take()) == KEEP_ALIVE + frames_of([b"a"]) + KEEP_ALIVE * 2
 
 
-def test_queue_stops_once_more_waits_than_the_limit() -> None:
-    """And goes on from there; what waited before counts, too."""
+def test_the_queue_stops_once_it_exceeds_the_limit() -> None:
+    """It continues from there. Bytes that waited before count, too."""
     queue = SendQueue()
     queue.add(bytes(100))
     packets = [bytes(63)] * 5
@@ -381,8 +381,8 @@ def test_queue_stops_once_more_waits_than_the_limit() -> None:
     assert queue.packets == 3
 
 
-def test_packets_that_are_not_allowed_are_left_out() -> None:
-    """Asked with the size of the whole frame, in order, and not beyond the limit."""
+def test_packets_that_are_not_allowed_are_skipped() -> None:
+    """`allowed` is called with the size of the whole frame, in order, and not beyond the limit."""
     queue = SendQueue()
     asked: list[int] = []
 
@@ -418,7 +418,7 @@ def test_packets_of_any_bytes_like_object_are_packed_with_all_their_bytes() -> N
 
 
 @pytest.mark.parametrize("wrong", ["ab", [1, 2], 2, None])
-def test_what_is_no_packet_is_refused_before_anything_is_queued(wrong: Any) -> None:
+def test_an_invalid_packet_is_refused_before_anything_is_queued(wrong: Any) -> None:
     session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
     session.data_to_send()
     name = type(wrong).__name__
@@ -438,7 +438,7 @@ def test_what_is_no_packet_is_refused_before_anything_is_queued(wrong: Any) -> N
     assert session.data_to_send() == []
 
 
-def test_packets_cannot_be_sent_before_the_greeting() -> None:
+def test_packets_cannot_be_sent_before_server_key() -> None:
     session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
     with pytest.raises(LocalProtocolError, match="cannot send while greeting"):
         session.send_packets(v.K1, [b"hello"])

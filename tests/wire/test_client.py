@@ -30,8 +30,8 @@ NONCE = OwnNonces(v.CLIENT, b"client", random=v.gives(v.CLIENT_NONCE)).make()
 
 
 def sent(info: ClientInfo) -> bytes:
-    """The ClientInfo frame that a session of the vectors sends. Its bytes but for the nonce, and
-    so the box, are those of Go (`test_info`)."""
+    """Return the ClientInfo frame of a session of the vectors. Except for the nonce, and so the
+    box, its bytes are those of Go (`test_login`)."""
     return seal_client_info(v.CLIENT, v.SERVER.public, info, nonce=NONCE)
 
 
@@ -41,7 +41,7 @@ def session(
     server_key: NodePublic | None = None,
     on_skip: Callable[[Skipped], None] | None = None,
 ) -> ClientSession:
-    """The client of the vectors, with its nonce."""
+    """Return the client of the vectors, with its nonce."""
     return ClientSession(
         v.CLIENT,
         random=v.gives(v.CLIENT_NONCE),
@@ -52,12 +52,12 @@ def session(
 
 
 def state_of(client: ClientSession) -> ClientState:
-    """Its state, asked anew each time."""
+    """Return the current state; a function, so that type checkers do not narrow it."""
     return client.state
 
 
 def ready(skipped: list[Skipped] | None = None) -> ClientSession:
-    """A session that has read its greeting."""
+    """Return a session that has read the server's key."""
     client = session(on_skip=None if skipped is None else skipped.append)
     assert client.receive_data(v.SERVER_KEY_FRAME) == []
     client.data_to_send()
@@ -65,12 +65,12 @@ def ready(skipped: list[Skipped] | None = None) -> ClientSession:
 
 
 def feed(client: ClientSession, chunks: list[bytes]) -> list[Message]:
-    """All messages of a stream that comes in chunks."""
+    """Return all messages of a stream in chunks."""
     return [message for chunk in chunks for message in client.receive_data(chunk)]
 
 
 @pytest.mark.parametrize("chunks", chunkings(v.SERVER_KEY_FRAME + SERVER_INFO_FRAME + KEEP_ALIVE))
-def test_login_however_the_stream_is_cut(chunks: list[bytes]) -> None:
+def test_login_works_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     client = session(info=ClientInfo(version=2, can_ack_pings=True))
     assert state_of(client) is ClientState.GREETING
     assert client.server_key is None
@@ -82,7 +82,7 @@ def test_login_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     assert client.data_to_send() == []
 
 
-def test_login_waits_for_nothing_but_the_greeting() -> None:
+def test_login_waits_only_for_server_key() -> None:
     client = session()
     for at in range(len(v.SERVER_KEY_FRAME)):
         assert state_of(client) is ClientState.GREETING
@@ -96,14 +96,14 @@ def test_login_waits_for_nothing_but_the_greeting() -> None:
 
 
 @pytest.mark.parametrize("info", [info for info, _, _ in v.CLIENT_INFOS])
-def test_login_says_what_it_was_told(info: ClientInfo) -> None:
+def test_login_sends_the_given_client_info(info: ClientInfo) -> None:
     client = session(info=info)
     client.receive_data(v.SERVER_KEY_FRAME)
     assert client.data_to_send() == [sent(info)]
 
 
-def test_own_client_info_is_no_server_info() -> None:
-    """A relay that shows another's key and sends the box back does not have the other's key."""
+def test_the_clients_own_box_is_refused_as_server_info() -> None:
+    """A relay that presents another's key and returns the box does not have that key."""
     for server_key in (None, v.SERVER.public):
         early = session(server_key=server_key)
         if server_key is None:
@@ -117,8 +117,8 @@ def test_own_client_info_is_no_server_info() -> None:
             assert state_of(client) is ClientState.FAILED
 
 
-def test_known_server_key_logs_in_at_once() -> None:
-    """The greeting still comes; it is passed over and not compared."""
+def test_with_a_known_server_key_the_login_is_sent_at_once() -> None:
+    """ServerKey still arrives; it is skipped and not compared."""
     skipped: list[Skipped] = []
     client = session(server_key=v.SERVER.public, on_skip=skipped.append)
     assert state_of(client) is ClientState.READY
@@ -130,12 +130,12 @@ def test_known_server_key_logs_in_at_once() -> None:
 
 
 @pytest.mark.parametrize("key", [v.ZERO_KEY, v.LOW_ORDER_KEY])
-def test_known_server_key_must_be_usable(key: NodePublic) -> None:
+def test_a_known_server_key_must_be_usable(key: NodePublic) -> None:
     with pytest.raises(BadBox):
         session(server_key=key)
 
 
-def test_greeting_of_1024_bytes_is_read() -> None:
+def test_a_server_key_frame_of_1024_bytes_is_read() -> None:
     payload = frames.MAGIC + v.SERVER.public.raw + bytes(984)
     client = session()
     client.receive_data(frames.pack_frame(1, payload))
@@ -156,7 +156,7 @@ def test_greeting_of_1024_bytes_is_read() -> None:
         (frames.pack_server_key(v.LOW_ORDER_KEY), BadBox, "no secret can be shared"),
     ],
 )
-def test_bad_greeting_ends_the_session(
+def test_a_bad_server_key_frame_ends_the_session(
     greeting: bytes, error: type[RemoteProtocolError], text: str
 ) -> None:
     for chunks in chunkings(greeting):
@@ -168,7 +168,7 @@ def test_bad_greeting_ends_the_session(
 
 
 @pytest.mark.parametrize(("hex_", "messages", "skipped"), v.SERVER_STREAMS)
-def test_messages_of_go_however_the_stream_is_cut(
+def test_messages_of_go_are_read_however_the_stream_is_cut(
     hex_: str, messages: list[Message], skipped: list[int]
 ) -> None:
     for chunks in chunkings(bytes.fromhex(hex_)):
@@ -178,7 +178,7 @@ def test_messages_of_go_however_the_stream_is_cut(
 
 
 @pytest.mark.parametrize(("hex_", "message", "cut"), v.PEERS_PRESENT)
-def test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut(
+def test_an_app_name_is_read_as_by_go_however_the_stream_is_cut(
     hex_: str, message: PeerPresent, cut: bool
 ) -> None:
     stream = bytes.fromhex(hex_) + KEEP_ALIVE_FRAME
@@ -191,7 +191,9 @@ def test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut(
 
 @pytest.mark.parametrize("name", ["x" * 33, "é", "a\n", "\x7f", "\ud800"])
 @pytest.mark.parametrize("server_key", [None, v.SERVER.public])
-def test_a_name_that_relays_refuse_is_never_sent(name: str, server_key: NodePublic | None) -> None:
+def test_an_invalid_app_name_is_refused_before_the_login(
+    name: str, server_key: NodePublic | None
+) -> None:
     with pytest.raises(LocalProtocolError, match=r"^invalid AppName "):
         ClientSession(
             v.CLIENT,
@@ -202,23 +204,25 @@ def test_a_name_that_relays_refuse_is_never_sent(name: str, server_key: NodePubl
 
 
 @pytest.mark.parametrize(("info", "_", "frame"), v.SERVER_INFOS)
-def test_server_info_however_the_stream_is_cut(info: ServerInfo, _: bytes, frame: bytes) -> None:
+def test_server_info_is_read_however_the_stream_is_cut(
+    info: ServerInfo, _: bytes, frame: bytes
+) -> None:
     for chunks in chunkings(frame):
         assert feed(ready(), chunks) == [info]
 
 
-def test_frames_may_be_passed_over_in_silence() -> None:
+def test_frames_are_skipped_without_on_skip() -> None:
     assert ready().receive_data(bytes.fromhex("ff 00000000") + KEEP_ALIVE) == [KeepAlive()]
 
 
-def test_frame_of_1_mib_is_read_after_login() -> None:
+def test_a_frame_of_1_mib_is_read_after_login() -> None:
     payload = v.K1.raw + bytes(1024 * 1024 - 32)
     [message] = ready().receive_data(frames.pack_frame(5, payload))
     assert message == v.received(payload[32:])
 
 
-def test_large_frame_may_follow_the_greeting_in_one_chunk() -> None:
-    """The small limit of the greeting ends with it."""
+def test_a_large_frame_may_follow_server_key_in_one_chunk() -> None:
+    """The small limit holds for ServerKey only."""
     packet = bytes(60_000)
     client = session()
     stream = v.SERVER_KEY_FRAME + frames.pack_received_packet(v.K1, packet)
@@ -242,7 +246,9 @@ def test_large_frame_may_follow_the_greeting_in_one_chunk() -> None:
         ),
     ],
 )
-def test_fatal_frames(hex_: str, error: type[RemoteProtocolError], text: str) -> None:
+def test_fatal_frames_end_the_session(
+    hex_: str, error: type[RemoteProtocolError], text: str
+) -> None:
     for chunks in chunkings(bytes.fromhex(hex_)):
         client = ready()
         with pytest.raises(error, match=text):
@@ -250,7 +256,7 @@ def test_fatal_frames(hex_: str, error: type[RemoteProtocolError], text: str) ->
         assert state_of(client) is ClientState.FAILED
 
 
-def test_failed_session_raises_its_first_error_again() -> None:
+def test_a_failed_session_raises_its_first_error_again() -> None:
     client = ready()
     with pytest.raises(FrameTooLarge) as first:
         client.receive_data(bytes.fromhex("05 00100001"))
@@ -272,7 +278,7 @@ def test_messages_before_a_bad_frame_are_returned_and_the_next_call_raises() -> 
 REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"
 
 
-def test_an_answer_in_http_after_a_fast_start_is_kept_as_far_as_it_came() -> None:
+def test_the_received_part_of_an_http_answer_after_a_fast_start_is_kept() -> None:
     for chunks in chunkings(REFUSED):
         client = session(server_key=v.SERVER.public)
         came = b""
@@ -294,7 +300,7 @@ def test_an_answer_in_http_after_a_fast_start_is_kept_as_far_as_it_came() -> Non
         (frames.pack_received_packet(v.K1, b"x"), v.SERVER.public),
     ],
 )
-def test_what_looks_like_http_is_none_unless_it_is_first_after_a_fast_start(
+def test_an_http_answer_is_recognised_only_at_the_start_after_a_fast_start(
     first: bytes, server_key: NodePublic | None
 ) -> None:
     client = session(server_key=server_key)
@@ -304,13 +310,13 @@ def test_what_looks_like_http_is_none_unless_it_is_first_after_a_fast_start(
     assert client.http_answer == b""
 
 
-def test_server_info_sealed_for_another_client_is_fatal() -> None:
+def test_server_info_sealed_for_another_client_ends_the_session() -> None:
     other = ClientSession(NodePrivate.generate(b"\x77" * 32), random=v.gives(v.CLIENT_NONCE))
     with pytest.raises(BadBox):
         other.receive_data(v.SERVER_KEY_FRAME + SERVER_INFO_FRAME)
 
 
-# What a client says
+# Frames that a client sends
 
 EIGHT = bytes(range(1, 9))
 CALLS: list[tuple[Callable[[ClientSession], None], bytes]] = [
@@ -339,7 +345,7 @@ def test_calls_become_frames(call: Callable[[ClientSession], None], frame: bytes
     assert b"".join(client.data_to_send()) == frame
 
 
-def test_calls_become_frames_in_their_order() -> None:
+def test_several_calls_become_frames_in_order() -> None:
     client = ready()
     for call, _ in CALLS:
         call(client)
@@ -347,7 +353,7 @@ def test_calls_become_frames_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(("call", "_"), CALLS)
-def test_nothing_can_be_sent_before_the_greeting_or_after_a_failure(
+def test_nothing_can_be_sent_before_server_key_or_after_a_failure(
     call: Callable[[ClientSession], None], _: bytes
 ) -> None:
     client = session()
@@ -360,7 +366,7 @@ def test_nothing_can_be_sent_before_the_greeting_or_after_a_failure(
     assert client.data_to_send() == []
 
 
-def test_packet_of_more_than_64_kib_is_refused_and_harms_nothing() -> None:
+def test_a_packet_of_more_than_64_kib_is_refused_and_the_session_continues() -> None:
     client = ready()
     with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
         client.send_packet(v.K1, bytes(65537))

@@ -47,12 +47,12 @@ def test_name_and_protocols_are_read() -> None:
     assert parse_client_hello_untrusted(FULL) == WANT
 
 
-def test_a_hello_may_ask_for_nothing() -> None:
+def test_a_client_hello_may_have_no_name_and_no_protocols() -> None:
     assert parse_client_hello_untrusted(record(message())) == ClientHello("", ())
     assert parse_client_hello_untrusted(record(message(extension(43, b"")))) == ClientHello("", ())
 
 
-def test_any_cut_needs_more_and_a_tail_is_not_looked_at() -> None:
+def test_an_incomplete_hello_needs_more_and_bytes_behind_it_are_ignored() -> None:
     for end in range(len(FULL)):
         assert parse_client_hello_untrusted(FULL[:end]) is None
     assert parse_client_hello_untrusted(memoryview(FULL + b"\x14junk")) == WANT
@@ -60,14 +60,14 @@ def test_any_cut_needs_more_and_a_tail_is_not_looked_at() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 4, 5, 50])
-def test_a_hello_may_be_spread_over_records(size: int) -> None:
+def test_a_client_hello_may_be_split_into_records(size: int) -> None:
     whole = FULL[5:]
     data = b"".join(record(whole[at : at + size]) for at in range(0, len(whole), size))
     assert parse_client_hello_untrusted(data) == WANT
     assert parse_client_hello_untrusted(data[:-1]) is None
 
 
-def test_what_openssl_sends_is_read() -> None:
+def test_a_client_hello_of_openssl_is_read() -> None:
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.set_alpn_protocols(["acme-tls/1"])
     outgoing = ssl.MemoryBIO()
@@ -80,7 +80,7 @@ def test_what_openssl_sends_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "error"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", "no handshake"),
         (b"\x15", "no handshake"),
@@ -106,12 +106,12 @@ def test_what_openssl_sends_is_read() -> None:
         (record(message(extension(16, block(2, b"\3h2")))), "cut inside"),
     ],
 )
-def test_what_is_no_hello_is_refused(data: bytes, told: str) -> None:
-    with pytest.raises(RemoteProtocolError, match=told):
+def test_an_invalid_client_hello_is_refused(data: bytes, error: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=error):
         parse_client_hello_untrusted(data)
 
 
-def test_it_never_needs_more_than_it_says() -> None:
+def test_the_size_of_a_client_hello_is_bounded() -> None:
     body = b"\x01" + block(3, bytes(MAX_CLIENT_HELLO))
     half = len(body) // 2
     data = record(body[:half]) + record(body[half:])
@@ -120,7 +120,7 @@ def test_it_never_needs_more_than_it_says() -> None:
         parse_client_hello_untrusted(data)
 
 
-def test_it_is_not_spread_over_many_records() -> None:
+def test_the_number_of_records_is_bounded() -> None:
     whole = FULL[5:]
     data = b"".join(record(whole[at : at + 1]) for at in range(len(whole)))
     with pytest.raises(RemoteProtocolError, match="too many records"):

@@ -1,4 +1,4 @@
-"""Which other protocols are known by their first bytes."""
+"""Which other protocols are recognised by their first bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hello(name: str | None) -> bytes:
     return outgoing.read()
 
 
-def test_of_tls_the_server_name_is_repeated() -> None:
+def test_tls_is_recognised_with_its_server_name() -> None:
     data = hello("derp.example.com")
     assert is_tls(data)
     asked = "it asks for the server name 'derp.example.com'"
@@ -33,7 +33,7 @@ def test_of_tls_the_server_name_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"G", b"GET / HTTP/1.1\r\n", b"PROX", b"\x16", bytes(30)])
-def test_what_is_not_known_has_no_name(data: bytes) -> None:
+def test_unknown_bytes_have_no_protocol(data: bytes) -> None:
     assert foreign_protocol_untrusted(data) == ""
 
 

@@ -69,7 +69,7 @@ def test_frames_are_those_of_go(frame: bytes, hex_: str) -> None:
 
 
 @pytest.mark.parametrize(("frame", "_"), PACKED)
-def test_frames_are_whole_however_they_are_cut(frame: bytes, _: str) -> None:
+def test_packed_frames_are_read_back_however_they_are_cut(frame: bytes, _: str) -> None:
     for chunks in chunkings(frame + b"\x06"):  # and a beginning of the next
         buffer = FrameBuffer(limit=100)
         got = [f for chunk in chunks for f in buffer.receive_data(chunk)]
@@ -103,7 +103,7 @@ def test_limits_are_those_of_go() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 33, "é", "a\n", "\x7f"])
-def test_a_name_that_readers_throw_away_is_not_packed(name: str) -> None:
+def test_an_invalid_app_name_is_not_packed(name: str) -> None:
     with pytest.raises(LocalProtocolError, match="invalid AppName"):
         frames.pack_peer_present(v.K1, bytes(16), 1, 1, name)
 
@@ -111,7 +111,7 @@ def test_a_name_that_readers_throw_away_is_not_packed(name: str) -> None:
 @pytest.mark.parametrize(
     ("length", "hex_"), [(0, "02 00000000"), (1024, "02 00000400"), (0xFFFFFFFF, "02 ffffffff")]
 )
-def test_header_is_a_byte_and_four_of_length(length: int, hex_: str) -> None:
+def test_a_header_is_a_type_byte_and_four_bytes_of_length(length: int, hex_: str) -> None:
     header = frames.frame_header(FrameType.CLIENT_INFO, length)
     assert header == bytes.fromhex(hex_)
     assert frames.HEADER.unpack(header) == (2, length)
@@ -146,7 +146,7 @@ PACKERS: list[Callable[[Any], bytes]] = [
 
 
 class Own(bytes):
-    """Bytes that lie about their length."""
+    """Bytes whose `len` is wrong."""
 
     def __len__(self) -> int:
         return 3
@@ -178,13 +178,13 @@ def test_bytes_are_not_copied() -> None:
     assert frames.as_packet(data) is data
 
 
-def test_packet_is_measured_in_bytes() -> None:
+def test_the_limit_of_a_packet_is_in_bytes() -> None:
     with pytest.raises(LocalProtocolError, match="packet too big: 65540, at most 65536"):
         frames.as_packet(memoryview(array.array("I", bytes(65540))))
 
 
 @pytest.mark.parametrize("data", ["text", "eight ch", [1, 2], (1,), 8, None, v.K1])
-def test_what_is_not_bytes_is_refused(data: Any) -> None:
+def test_other_types_than_bytes_are_refused(data: Any) -> None:
     name = type(data).__name__
     for pack in PACKERS:
         with pytest.raises(TypeError, match=f"^a packet is bytes, not {name}$"):
@@ -219,7 +219,7 @@ DISCO = bytes.fromhex("5453f09f92ac")
         (DISCO[:5] + b"\xad" + bytes(56), False),
     ],
 )
-def test_disco_is_known_by_magic_and_length(
+def test_disco_is_recognised_by_magic_and_length(
     make: type[bytes] | type[bytearray] | type[memoryview], packet: bytes, disco: bool
 ) -> None:
     assert frames.looks_like_disco(make(packet)) is disco
@@ -231,7 +231,7 @@ KEY = v.SERVER.public.raw
 
 
 @pytest.mark.parametrize("spare", [b"", b"\xff", bytes(984)])
-def test_greeting_may_be_longer(spare: bytes) -> None:
+def test_server_key_may_be_longer(spare: bytes) -> None:
     payload = frames.MAGIC + KEY + spare
     assert frames.unpack_server_key_untrusted(1, payload) == v.SERVER.public
 
@@ -248,7 +248,7 @@ def test_greeting_may_be_longer(spare: bytes) -> None:
         (1, frames.MAGIC + bytes(32), RemoteProtocolError),  # Go's client would crash
     ],
 )
-def test_other_greetings_are_refused(
+def test_an_invalid_server_key_frame_is_refused(
     kind: int, payload: bytes, error: type[RemoteProtocolError]
 ) -> None:
     with pytest.raises(RemoteProtocolError, match=r"^invalid server greeting") as caught:
@@ -257,12 +257,12 @@ def test_other_greetings_are_refused(
     assert caught.value.frame_type == kind
 
 
-def test_greeting_with_the_zero_key_says_so() -> None:
+def test_the_zero_key_is_named_in_the_error() -> None:
     with pytest.raises(RemoteProtocolError, match="zero key"):
         frames.unpack_server_key_untrusted(1, frames.MAGIC + bytes(32))
 
 
-# What a server takes from a logged-in client, by length alone
+# Lengths of frames that a server accepts from a logged-in client
 
 
 def is_legal(kind: int, length: int) -> bool:
@@ -289,7 +289,7 @@ def is_legal(kind: int, length: int) -> bool:
         *[(kind, n) for kind in (0, 1, 2, 3, 5, 6, 8, 9, 0x13, 0xFF) for n in (0, 65568)],
     ],
 )
-def test_legal_lengths(kind: int, length: int) -> None:
+def test_legal_lengths_are_accepted(kind: int, length: int) -> None:
     assert is_legal(kind, length)
 
 
@@ -329,6 +329,6 @@ def test_unknown_frames_larger_than_a_packet_frame_are_refused(kind: int, length
     assert caught.value.frame_type == kind
 
 
-def test_greeting_of_our_own_is_understood() -> None:
+def test_a_packed_server_key_is_read_back() -> None:
     frame = frames.pack_server_key(NodePublic(b"\xff" * 32))
     assert frames.unpack_server_key_untrusted(frame[0], frame[5:]).raw == b"\xff" * 32

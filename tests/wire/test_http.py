@@ -27,7 +27,7 @@ HEAD = b"HEAD /probe HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 def opened(data: bytes) -> tuple[HttpConnection, Request]:
-    """A connection that got `data`, and its first request."""
+    """Return a connection that received `data`, and its first request."""
     http = HttpConnection()
     http.receive_data(data)
     request = http.next_request()
@@ -36,7 +36,7 @@ def opened(data: bytes) -> tuple[HttpConnection, Request]:
 
 
 def refused(http: HttpConnection, data: bytes) -> bytes:
-    """What is answered to bytes that are no acceptable request."""
+    """Return the answer to bytes that are no acceptable request."""
     http.receive_data(data)
     with pytest.raises(BadUpgrade):
         http.next_request()
@@ -47,7 +47,7 @@ def refused(http: HttpConnection, data: bytes) -> bytes:
 
 
 def is_finished(http: HttpConnection) -> bool:
-    """Whether it is finished, asked anew each time."""
+    """Return `finished`; a function, so that type checkers do not narrow it."""
     return http.finished
 
 
@@ -75,14 +75,14 @@ def test_a_target_may_be_a_whole_url(target: str, path: str) -> None:
     assert request.target == path
 
 
-def test_the_host_of_a_whole_url_counts_and_not_that_of_the_header() -> None:
-    """RFC 9112 §3.2.2; who may see `/debug/` depends on it."""
+def test_the_host_of_a_whole_url_replaces_the_host_header() -> None:
+    """RFC 9112 §3.2.2; access to `/debug/` depends on it."""
     _, request = opened(b"GET http://evil.example/debug/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     assert request.header_values(b"host") == ["evil.example"]
 
 
 @pytest.mark.parametrize("chunks", chunkings(GET))
-def test_head_however_the_stream_is_cut(chunks: list[bytes]) -> None:
+def test_a_head_is_read_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     http = HttpConnection()
     for chunk in chunks[:-1]:
         http.receive_data(chunk)
@@ -97,7 +97,7 @@ def test_head_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     assert not http.finished
 
 
-def test_headers_of_a_request() -> None:
+def test_headers_of_a_request_can_be_read() -> None:
     _, request = opened(GET)
     assert request.path == "/a"
     assert request.header(b"x-some") == "one"
@@ -112,7 +112,7 @@ def test_header_values_may_be_latin1() -> None:
     assert request.header_values(b"x") == ["é"]
 
 
-def test_nothing_is_asked_before_bytes_arrive() -> None:
+def test_without_bytes_there_is_no_request() -> None:
     http = HttpConnection()
     http.receive_data(b"")
     assert http.next_request() is None
@@ -132,7 +132,7 @@ def test_nothing_is_asked_before_bytes_arrive() -> None:
     ],
     ids=["none", "empty", "several", "repeated", "fifty", "too many"],
 )
-def test_the_query_of_a_target(target: str, fields: dict[str, str]) -> None:
+def test_the_query_of_a_target_is_parsed(target: str, fields: dict[str, str]) -> None:
     _, request = opened(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
     assert request.query == fields
 
@@ -189,7 +189,7 @@ def test_a_fast_start_is_wanted_by_the_exact_value(value: str | None, wanted: bo
         ),
     ],
 )
-def test_answer_and_then_the_next_request(response: Response, answer: bytes) -> None:
+def test_the_next_request_follows_an_answer(response: Response, answer: bytes) -> None:
     http, _ = opened(GET)
     assert http.respond(response) == answer
     assert (is_finished(http), http.served) == (False, 1)
@@ -199,12 +199,12 @@ def test_answer_and_then_the_next_request(response: Response, answer: bytes) -> 
     assert request.target == "/probe"
 
 
-def test_answer_may_repeat_latin1_of_the_request() -> None:
+def test_headers_of_an_answer_may_be_latin1() -> None:
     http, _ = opened(GET)
     assert b"\r\nX: caf\xe9\r\n" in http.respond(Response(200, [("X", "café")]))
 
 
-def test_answer_may_end_the_connection() -> None:
+def test_an_answer_may_end_the_connection() -> None:
     http, _ = opened(GET + HEAD)
     answer = http.respond(text_response(503, "full", close=True))
     assert answer == (
@@ -222,7 +222,7 @@ def test_a_page_has_the_headers_that_restrict_browsers() -> None:
 
 
 async def no_chunks() -> AsyncGenerator[bytes, None]:
-    """The pieces of a streamed answer, which its caller passes on itself."""
+    """The pieces of a streamed answer, which its caller sends itself."""
     yield b""
 
 
@@ -258,7 +258,7 @@ def test_head_is_answered_without_the_body() -> None:
 
 
 @pytest.mark.parametrize("chunks", [[GET + HEAD], byte_by_byte(GET + HEAD), [GET, HEAD]])
-def test_two_requests_in_a_row(chunks: list[bytes]) -> None:
+def test_two_requests_in_a_row_are_answered(chunks: list[bytes]) -> None:
     http = HttpConnection()
     seen = []
     for chunk in chunks:
@@ -281,7 +281,7 @@ def test_two_requests_in_a_row(chunks: list[bytes]) -> None:
         b"GET / HTTP/1.0\r\n\r\n",
     ],
 )
-def test_connection_ends_after_a_body_or_on_request(request_: bytes) -> None:
+def test_the_connection_ends_after_a_body_or_if_requested(request_: bytes) -> None:
     http, _ = opened(request_ + GET)
     answer = http.respond(Response(200))
     assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -289,13 +289,13 @@ def test_connection_ends_after_a_body_or_on_request(request_: bytes) -> None:
     assert http.next_request() is None
 
 
-def test_post_without_a_body_keeps_the_connection() -> None:
+def test_a_post_without_a_body_keeps_the_connection() -> None:
     http, _ = opened(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n" + HEAD)
     http.respond(Response(405))
     assert http.next_request() is not None
 
 
-def test_refused_upgrade_keeps_the_connection() -> None:
+def test_a_refused_upgrade_keeps_the_connection() -> None:
     http, _ = opened(
         b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + HEAD
     )
@@ -303,13 +303,13 @@ def test_refused_upgrade_keeps_the_connection() -> None:
     assert http.next_request() is not None
 
 
-def test_request_that_is_not_answered_is_the_last() -> None:
+def test_a_request_that_is_not_answered_is_the_last() -> None:
     http, _ = opened(GET + GET)
     assert http.next_request() is None
     assert http.finished
 
 
-# What is no request
+# Invalid requests
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_request_that_is_not_answered_is_the_last() -> None:
         b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_refused_with_400(data: bytes) -> None:
+def test_bytes_that_are_not_http_are_refused_with_400(data: bytes) -> None:
     assert refused(HttpConnection(), data) == (
         b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Connection: close\r\n\r\n400 Bad Request"
@@ -339,7 +339,7 @@ def test_what_is_not_http_is_refused_with_400(data: bytes) -> None:
 def test_a_body_with_two_lengths_is_refused_and_ends_the_connection(
     what: str, first: str, length: str
 ) -> None:
-    """RFC 9112 §6.1: whoever stands in front may have taken the other one."""
+    """RFC 9112 §6.1: a proxy in front may have used the other one."""
     lines = [f"Content-Length: {length}", "Transfer-Encoding: chunked"]
     lines.sort(key=lambda line: not line.startswith(first))
     head = "\r\n".join([what, "Host: h", *lines, "", ""])
@@ -351,21 +351,21 @@ def test_a_body_with_two_lengths_is_refused_and_ends_the_connection(
     assert http.next_request() is None
 
 
-def test_unknown_transfer_encoding_is_refused_with_501() -> None:
+def test_an_unknown_transfer_encoding_is_refused_with_501() -> None:
     answer = refused(
         HttpConnection(), b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n"
     )
     assert answer.startswith(b"HTTP/1.1 501 Not Implemented\r\n")
 
 
-def test_proxy_request_is_refused_with_405() -> None:
-    """To h11 the connection would be a tunnel after any answer of success."""
+def test_a_connect_request_is_refused_with_405() -> None:
+    """For h11 the connection would be a tunnel after any successful answer."""
     answer = refused(HttpConnection(), b"CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
 
 
 def head_of(size: int) -> bytes:
-    """A request whose target, header names and values have so many bytes."""
+    """Return a request whose target, header names and values have `size` bytes."""
     return b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * (size - 7) + b"\r\n\r\n"
 
 
@@ -375,13 +375,13 @@ TOO_LARGE = (
 )
 
 
-def test_head_of_64_kib_in_one_chunk_is_read_and_a_larger_one_refused() -> None:
+def test_a_head_of_64_kib_in_one_chunk_is_read_and_a_larger_one_refused() -> None:
     _, request = opened(head_of(MAX_HTTP_HEAD))
     assert len(request.header(b"x")) == MAX_HTTP_HEAD - 7
     assert refused(HttpConnection(), head_of(MAX_HTTP_HEAD + 1)) == TOO_LARGE
 
 
-def test_endless_head_is_refused_at_64_kib() -> None:
+def test_an_endless_head_is_refused_at_64_kib() -> None:
     http = HttpConnection()
     http.receive_data(b"GET / HTTP/1.1\r\nX: ")
     for _ in range(63):
@@ -399,7 +399,7 @@ def test_a_head_of_more_than_200_lines_is_refused_before_it_ends() -> None:
     assert refused(http, b"X: y\r\n") == TOO_LARGE
 
 
-def test_second_request_may_be_the_bad_one() -> None:
+def test_a_bad_second_request_is_refused() -> None:
     http, _ = opened(GET)
     http.respond(Response(200))
     assert refused(http, b"rubbish\r\n\r\n").startswith(b"HTTP/1.1 400 ")
@@ -420,27 +420,27 @@ def test_bytes_behind_the_head_are_handed_over(head: bytes, behind: bytes) -> No
     assert http.next_request() is None
 
 
-def test_bytes_behind_the_head_are_handed_over_whatever_the_cut() -> None:
+def test_bytes_behind_the_head_are_handed_over_wherever_it_is_cut() -> None:
     for at in range(len(UPGRADE), len(UPGRADE + DERP)):
         http, _ = opened((UPGRADE + DERP)[:at])
         assert http.take_over() == DERP[: at - len(UPGRADE)]
 
 
-def test_bytes_that_came_after_the_request_was_given_are_handed_over() -> None:
+def test_bytes_that_arrived_after_the_request_was_returned_are_handed_over() -> None:
     http, _ = opened(UPGRADE + DERP[:3])
     http.receive_data(DERP[3:])
     assert http.take_over() == DERP
 
 
-def test_upgrade_may_follow_an_ordinary_request() -> None:
+def test_an_upgrade_may_follow_an_ordinary_request() -> None:
     http, _ = opened(GET + UPGRADE + DERP)
     http.respond(Response(200))
     assert http.next_request() is not None
     assert http.take_over() == DERP
 
 
-def test_body_of_a_post_is_the_beginning_of_the_stream() -> None:
-    """As in Go, which hands over all that is buffered."""
+def test_the_body_of_a_post_is_the_start_of_the_stream() -> None:
+    """As in Go, which hands over everything that is buffered."""
     http, request = opened(
         b"POST /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nContent-Length: 4\r\n\r\n" + DERP
     )
@@ -471,7 +471,7 @@ def end_with(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
-def test_nothing_is_left_of_a_connection_that_speaks_no_http(data: bytes) -> None:
-    """An error of h11 holds itself, by the frames it came through."""
+def test_a_connection_without_valid_http_leaves_no_reference_cycle(data: bytes) -> None:
+    """An error of h11 refers to itself through its traceback."""
     with none_left_now():
         end_with(data)

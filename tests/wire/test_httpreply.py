@@ -23,7 +23,7 @@ def test_the_request_has_host_and_headers() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_an_answer_in_pieces(size: int) -> None:
+def test_an_answer_may_arrive_in_pieces(size: int) -> None:
     data = b"HTTP/1.1 100 Continue\r\n\r\n" + PAGE
     http = read(*(data[at : at + size] for at in range(0, len(data), size)))
     assert http.finished
@@ -45,7 +45,7 @@ def test_the_end_of_the_connection_may_end_the_body() -> None:
     assert http.body == b"ab"
 
 
-def test_a_body_is_kept_up_to_its_bound() -> None:
+def test_a_body_is_read_up_to_max_body() -> None:
     http = read(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 500)
     assert http.finished
     assert http.body == b"x" * 100
@@ -69,7 +69,7 @@ def test_bytes_behind_an_answer_are_ignored() -> None:
         pytest.param(b"HTTP/1.1 101 Switching\r\n\r\n" + bytes(2 * MAX_HEAD), id="switches"),
     ],
 )
-def test_what_is_no_answer_is_refused(data: bytes) -> None:
+def test_an_invalid_answer_is_refused(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="the answer is not HTTP: "):
         read(data)
 
@@ -82,7 +82,7 @@ def test_an_answer_cut_short_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("host", "target"), [("h\r\nX: 1", "/"), ("h", "/ x\r\n")])
-def test_a_request_that_would_be_two_is_not_made(host: str, target: str) -> None:
+def test_a_host_or_target_with_line_breaks_is_refused(host: str, target: str) -> None:
     with pytest.raises(LocalProtocolError, match="cannot ask"):
         HttpExchange(host, target)
 
@@ -92,8 +92,8 @@ SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Up
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("rest", [b"", b"HTTP/1.1 is no answer here", bytes(range(250)) * 100])
-def test_an_upgrade_keeps_what_follows_the_answer(size: int, rest: bytes) -> None:
-    """Also what came in the same piece, and in pieces after it."""
+def test_an_upgrade_keeps_the_bytes_behind_the_answer(size: int, rest: bytes) -> None:
+    """Bytes in the same piece, and in later ones."""
     http = HttpExchange("h", "/derp", headers=[("Connection", "Upgrade"), ("Upgrade", "DERP")])
     data = SWITCHED + rest
     for at in range(0, len(data), size):
@@ -112,7 +112,7 @@ def test_an_upgrade_may_be_answered_with_a_page() -> None:
     assert (http.reply.status, http.body, http.rest) == (200, b"hello", b"")
 
 
-def test_an_upgrade_that_was_not_asked_for_is_refused() -> None:
+def test_an_upgrade_that_was_not_requested_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="the answer is not HTTP: "):
         read(SWITCHED)
 
@@ -124,7 +124,9 @@ def test_an_upgrade_that_was_not_asked_for_is_refused() -> None:
         pytest.param([b"HTTP/1.1 200 OK\r\nA: b"], "unexpectedly closed", id="half_a_head"),
     ],
 )
-def test_a_connection_that_ends_without_an_answer(start: list[bytes], text: str) -> None:
+def test_a_connection_that_ends_without_an_answer_is_an_error(
+    start: list[bytes], text: str
+) -> None:
     http = read(*start)
     with pytest.raises(RemoteProtocolError, match=text):
         http.receive_data_untrusted(b"")

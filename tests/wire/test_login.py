@@ -1,4 +1,4 @@
-"""The sealed login blobs: their JSON, with Go's manners, and their boxes."""
+"""The sealed login blobs: their JSON, read and written like in Go, and their boxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests import vectors as v
 MESH = MeshKey.parse(v.MESH_KEY_TEXT)
 MESH_TEXT = v.MESH_KEY_TEXT
 
-# What Go writes
+# Written by Go
 
 
 @pytest.mark.parametrize(("info", "text", "frame"), v.CLIENT_INFOS)
@@ -44,11 +44,11 @@ def test_client_info_of_go_is_read(info: ClientInfo, text: bytes, frame: bytes) 
     assert open_client_info_untrusted(v.SERVER, frame[5:]) == (v.CLIENT.public, v.SHARED_KEY, info)
 
 
-def test_only_the_answer_to_pings_is_always_written() -> None:
+def test_only_can_ack_pings_is_always_written() -> None:
     assert ClientInfo().to_json() == b'{"CanAckPings":false}'
 
 
-def test_who_takes_health_says_so_behind_what_go_writes() -> None:
+def test_takes_health_is_written_behind_the_fields_of_go() -> None:
     text = ClientInfo(takes_health=True).to_json()
     assert text == b'{"CanAckPings":false,"pyderpTakesHealth":true}'
     assert ClientInfo.from_json_untrusted(text).takes_health
@@ -68,7 +68,7 @@ def test_empty_server_info_has_no_fields() -> None:
     assert server_info_json(ServerInfo()) == b"{}"
 
 
-# What Go reads
+# Read by Go
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_empty_server_info_has_no_fields() -> None:
         ('{"version":1,"version":2}', ClientInfo(version=2)),
     ],
 )
-def test_accepted_client_info(text: str, info: ClientInfo) -> None:
+def test_valid_client_info_is_accepted(text: str, info: ClientInfo) -> None:
     assert ClientInfo.from_json_untrusted(text.encode()) == info
 
 
@@ -132,7 +132,7 @@ REPLACED = "\N{REPLACEMENT CHARACTER}"
     ],
     ids=range(16),
 )
-def test_what_go_takes_is_taken(text: bytes, info: ClientInfo) -> None:
+def test_json_that_go_accepts_is_accepted(text: bytes, info: ClientInfo) -> None:
     assert ClientInfo.from_json_untrusted(text) == info
 
 
@@ -178,8 +178,8 @@ def test_what_go_takes_is_taken(text: bytes, info: ClientInfo) -> None:
     ],
     ids=range(36),
 )
-def test_what_go_refuses_is_refused(text: bytes) -> None:
-    """The last two it takes; they are the bound of the work for one login."""
+def test_json_that_go_refuses_is_refused(text: bytes) -> None:
+    """Go accepts the last two; here they exceed the bound of the work for one login."""
     with pytest.raises(RemoteProtocolError, match=r"^login blob is not JSON$"):
         ClientInfo.from_json_untrusted(text)
 
@@ -188,7 +188,7 @@ def test_what_go_refuses_is_refused(text: bytes) -> None:
     "text",
     ['{"version":"x","version":2}', '{"version":2,"VERSION":"x"}', '{"AppName":1,"AppName":"x"}'],
 )
-def test_a_wrong_type_is_refused_wherever_it_stands(text: str) -> None:
+def test_a_wrong_type_is_refused_wherever_it_is(text: str) -> None:
     with pytest.raises(RemoteProtocolError, match="has a wrong type"):
         ClientInfo.from_json_untrusted(text.encode())
 
@@ -211,7 +211,7 @@ def test_a_wrong_type_is_refused_wherever_it_stands(text: str) -> None:
         '"' + "0" * 63 + ' "',
     ],
 )
-def test_malformed_mesh_key_rejects_the_whole_blob(value: str) -> None:
+def test_a_malformed_mesh_key_refuses_the_whole_blob(value: str) -> None:
     with pytest.raises(RemoteProtocolError, match=r"^invalid mesh key$") as caught:
         ClientInfo.from_json_untrusted(b'{"version":2,"meshKey":%s}' % value.encode())
     assert caught.value.frame_type == 2
@@ -234,13 +234,13 @@ def test_malformed_mesh_key_rejects_the_whole_blob(value: str) -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_not_json_is_rejected(text: bytes) -> None:
+def test_invalid_json_is_refused(text: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match=r"^login blob is not JSON$"):
         ClientInfo.from_json_untrusted(text)
 
 
 @pytest.mark.parametrize("text", [b"[]", b"2", b'"x"', b"true", b"[{}]"])
-def test_json_other_than_an_object_is_rejected(text: bytes) -> None:
+def test_json_other_than_an_object_is_refused(text: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="not a JSON object"):
         ClientInfo.from_json_untrusted(text)
 
@@ -270,7 +270,7 @@ def test_json_other_than_an_object_is_rejected(text: bytes) -> None:
         ("pyderpTakesHealth", ["1", "0", '"true"', "[]", "{}"]),
     ],
 )
-def test_wrong_type_rejects_the_whole_blob(field: str, values: list[str]) -> None:
+def test_a_wrong_type_refuses_the_whole_blob(field: str, values: list[str]) -> None:
     for value in values:
         for name in (field, field.upper()):
             with pytest.raises(RemoteProtocolError) as caught:
@@ -290,7 +290,7 @@ def test_wrong_type_rejects_the_whole_blob(field: str, values: list[str]) -> Non
         '{"version":SECRET}',
     ],
 )
-def test_errors_never_repeat_the_blob(text: str) -> None:
+def test_errors_never_quote_the_blob(text: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         ClientInfo.from_json_untrusted(text.encode())
     # Only the last line of each traceback: the lines before are source code.
@@ -304,7 +304,7 @@ def test_errors_never_repeat_the_blob(text: str) -> None:
 
 
 @pytest.mark.parametrize("length", [56, 74, 262144])
-def test_first_frame_of_legal_length_is_waited_for(length: int) -> None:
+def test_a_first_frame_of_legal_length_is_awaited(length: int) -> None:
     login = ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE))
     assert login.receive_untrusted(bytearray(frame_header(0x02, length)), 5) == (0, None)
 
@@ -319,7 +319,7 @@ def test_first_frame_of_legal_length_is_waited_for(length: int) -> None:
         (0x02, 262145, FrameTooLarge, "long client info"),
     ],
 )
-def test_other_first_frames_are_refused_by_their_header(
+def test_other_first_frames_are_refused_at_their_header(
     kind: int, length: int, error: type[RemoteProtocolError], text: str
 ) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
@@ -329,18 +329,18 @@ def test_other_first_frames_are_refused_by_their_header(
     assert caught.value.frame_type == kind
 
 
-def test_client_with_the_zero_key_is_refused() -> None:
+def test_a_client_with_the_zero_key_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match=r"^client key is zero$"):
         open_client_info_untrusted(v.SERVER, bytes(104))
 
 
-def test_client_with_a_key_of_low_order_is_refused() -> None:
+def test_a_client_with_a_key_of_low_order_is_refused() -> None:
     with pytest.raises(BadBox):
         open_client_info_untrusted(v.SERVER, v.LOW_ORDER_KEY.raw + bytes(72))
 
 
 @pytest.mark.parametrize("size", [24, 39, 40, 72])
-def test_client_info_that_does_not_open(size: int) -> None:
+def test_client_info_that_does_not_open_is_refused(size: int) -> None:
     with pytest.raises(BadBox) as caught:
         open_client_info_untrusted(v.SERVER, v.CLIENT.public.raw + bytes(size))
     assert str(caught.value) == (
@@ -349,14 +349,14 @@ def test_client_info_that_does_not_open(size: int) -> None:
     assert caught.value.frame_type == 2
 
 
-def test_sealed_rubbish_is_not_client_info() -> None:
+def test_sealed_invalid_json_is_refused() -> None:
     sealed = v.CLIENT.seal_to(v.SERVER.public, b"rubbish", nonce=v.CLIENT_NONCE)
     with pytest.raises(RemoteProtocolError, match="not JSON"):
         open_client_info_untrusted(v.SERVER, v.CLIENT.public.raw + sealed)
 
 
 @pytest.mark.parametrize("size", [0, 23])
-def test_short_server_info(size: int) -> None:
+def test_a_short_server_info_is_refused(size: int) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         open_server_info_untrusted(v.CLIENT, v.SERVER.public, bytes(size))
     assert str(caught.value) == "invalid server info frame: short serverInfo frame"
@@ -364,7 +364,7 @@ def test_short_server_info(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [24, 39, 60])
-def test_server_info_that_does_not_open(size: int) -> None:
+def test_server_info_that_does_not_open_is_refused(size: int) -> None:
     with pytest.raises(BadBox) as caught:
         open_server_info_untrusted(v.CLIENT, v.SERVER.public, bytes(size))
     assert str(caught.value) == (
@@ -382,7 +382,7 @@ def test_server_info_that_does_not_open(size: int) -> None:
         ('{"TokenBucketBytesPerSecond":1}', ServerInfo(0, 1, 0)),
     ],
 )
-def test_accepted_server_info(text: str, info: ServerInfo) -> None:
+def test_valid_server_info_is_accepted(text: str, info: ServerInfo) -> None:
     sealed = v.SERVER.seal_to(v.CLIENT.public, text.encode(), nonce=v.SERVER_NONCE)
     assert open_server_info_untrusted(v.CLIENT, v.SERVER.public, sealed) == info
 
@@ -391,7 +391,7 @@ def test_accepted_server_info(text: str, info: ServerInfo) -> None:
     "document",
     [[], {"version": "2"}, {"TokenBucketBytesPerSecond": True}, {"TokenBucketBytesBurst": 1.5}],
 )
-def test_server_info_of_a_wrong_type_is_rejected(document: object) -> None:
+def test_server_info_of_a_wrong_type_is_refused(document: object) -> None:
     text = json.dumps(document).encode()
     sealed = v.SERVER.seal_to(v.CLIENT.public, text, nonce=v.SERVER_NONCE)
     with pytest.raises(RemoteProtocolError) as caught:
@@ -404,7 +404,7 @@ def nonces(private: NodePrivate, role: bytes, random: bytes = v.CLIENT_NONCE) ->
 
 
 @given(st.binary(min_size=24, max_size=24))
-def test_what_was_made_is_known_again_by_its_maker_alone(random: bytes) -> None:
+def test_a_nonce_is_recognised_only_by_its_maker(random: bytes) -> None:
     makers = [nonces(p, r, random) for p in (v.CLIENT, v.SERVER) for r in (b"relay", b"client")]
     made = [maker.make() for maker in makers]
     assert {len(nonce) for nonce in made} == {24}
@@ -417,7 +417,7 @@ def test_what_was_made_is_known_again_by_its_maker_alone(random: bytes) -> None:
     assert nonces(v.CLIENT, b"relay").made(made[0])
 
 
-def test_others_are_not_taken_for_own() -> None:
+def test_other_nonces_are_not_recognised() -> None:
     maker = nonces(v.CLIENT, b"relay")
     nonce = maker.make()
     for at in range(24):

@@ -1,4 +1,4 @@
-"""What a client makes of each frame; short ones are passed over, spare bytes ignored."""
+"""How a client reads each frame; short frames are skipped, extra bytes ignored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Unpacked = tuple[list[Message], list[int]]
 
 
 def unpack_all(stream: bytes) -> Unpacked:
-    """Read a stream of whole frames, without a buffer."""
+    """Read a stream of complete frames, without a buffer."""
     messages: list[Message] = []
     skipped: list[int] = []
     while stream:
@@ -37,9 +37,7 @@ def unpack_all(stream: bytes) -> Unpacked:
 
 
 @pytest.mark.parametrize(("hex_", "messages", "skipped"), v.SERVER_STREAMS)
-def test_frames_mean_what_they_mean_to_go(
-    hex_: str, messages: list[Message], skipped: list[int]
-) -> None:
+def test_frames_are_read_as_by_go(hex_: str, messages: list[Message], skipped: list[int]) -> None:
     assert unpack_all(bytes.fromhex(hex_)) == (messages, skipped)
 
 
@@ -56,9 +54,7 @@ def test_frames_mean_what_they_mean_to_go(
         (FrameType.RESTARTING, 8, "short server restarting frame"),
     ],
 )
-def test_frames_are_passed_over_just_below_their_least_length(
-    kind: int, least: int, remark: str
-) -> None:
+def test_frames_below_their_minimum_length_are_skipped(kind: int, least: int, remark: str) -> None:
     for size in range(60):
         unpacked = unpack_message_untrusted(kind, bytes(size))
         if size < least:
@@ -70,14 +66,14 @@ def test_frames_are_passed_over_just_below_their_least_length(
 @pytest.mark.parametrize(
     "kind", sorted(set(range(256)) - {0x05, 0x06, 0x08, 0x09, 0x12, 0x13, 0x14, 0x15})
 )
-def test_other_types_are_passed_over(kind: int) -> None:
-    """Among them those that only a client sends, and a greeting that comes late."""
+def test_frames_of_other_types_are_skipped(kind: int) -> None:
+    """Among them frames that only a client sends, and a late ServerKey."""
     assert unpack_message_untrusted(kind, bytes(100)) == Skipped(kind, "unknown frame type")
 
 
 @pytest.mark.parametrize("size", range(32, 60))
-def test_presence_is_read_in_whole_groups(size: int) -> None:
-    """A name, too: of three bytes, here."""
+def test_fields_of_peer_present_are_read_only_if_complete(size: int) -> None:
+    """Also the app name, here of three bytes."""
     payload = v.K1.raw + bytes.fromhex(v.V4) + b"\x1f\x90" + b"\x08" + b"\x03abc" + bytes(8)
     seen = unpack_message_untrusted(FrameType.PEER_PRESENT, payload[:size])
     with_address = size >= 50
@@ -92,7 +88,7 @@ def test_presence_is_read_in_whole_groups(size: int) -> None:
     )
 
 
-def test_health_that_is_not_utf8_is_still_shown() -> None:
+def test_health_that_is_not_utf8_is_decoded_with_replacements() -> None:
     shown = unpack_message_untrusted(FrameType.HEALTH, b"bad \xff link")
     assert shown == Health("bad \N{REPLACEMENT CHARACTER} link")
 
@@ -103,6 +99,6 @@ def test_ping_and_pong_of_the_same_bytes_differ() -> None:
 
 
 @pytest.mark.parametrize("size", range(32, 60))
-def test_a_name_is_short_only_if_its_length_is_there_and_it_is_not(size: int) -> None:
+def test_an_app_name_is_short_only_if_its_length_arrived_and_the_name_did_not(size: int) -> None:
     payload = bytes(51) + b"\x03abc" + bytes(8)
     assert has_short_app_name(payload[:size]) == (size in (52, 53, 54))

@@ -1,4 +1,4 @@
-"""The meta certificate: the one we make, and the scan of a presented chain."""
+"""The meta certificate: making one, and finding one in a presented chain."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ CN = f"derpkey{HEX}"
 
 
 def loaded(der: bytes) -> x509.Certificate:
-    """A certificate as `cryptography` reads it."""
+    """Return a certificate as `cryptography` reads it."""
     return x509.load_der_x509_certificate(der)
 
 
 def without_key_and_signature(der: bytes) -> bytes:
-    """A meta certificate with what differs each time blanked out."""
+    """Return a meta certificate without the parts that always differ."""
     public = loaded(der).public_key()
     assert isinstance(public, Ed25519PublicKey)
     assert der.count(public.public_bytes_raw()) == 1
     return der.replace(public.public_bytes_raw(), bytes(32))[:-64]
 
 
-def test_vector_is_what_it_was() -> None:
+def test_the_vector_is_unchanged() -> None:
     assert hashlib.sha256(v.META_CERTIFICATE).hexdigest() == v.META_CERTIFICATE_SHA256
 
 
-def test_certificate_is_that_of_go_but_for_key_and_signature() -> None:
+def test_the_certificate_is_that_of_go_except_for_key_and_signature() -> None:
     der = make_meta_certificate(KEY, now=NOW)
     assert len(der) == len(v.META_CERTIFICATE) == 359
     assert without_key_and_signature(der) == without_key_and_signature(v.META_CERTIFICATE)
 
 
 @pytest.mark.parametrize("der", [v.META_CERTIFICATE, make_meta_certificate(KEY, now=NOW)])
-def test_fields_of_the_certificate(der: bytes) -> None:
+def test_the_certificate_has_the_fields_of_go(der: bytes) -> None:
     certificate = loaded(der)
     assert certificate.version is x509.Version.v3
     assert certificate.serial_number == 2
@@ -65,14 +65,14 @@ def test_fields_of_the_certificate(der: bytes) -> None:
 
 
 @pytest.mark.parametrize("der", [v.META_CERTIFICATE, make_meta_certificate(KEY, now=NOW)])
-def test_certificate_is_signed_by_itself(der: bytes) -> None:
+def test_the_certificate_is_self_signed(der: bytes) -> None:
     certificate = loaded(der)
     public = certificate.public_key()
     assert isinstance(public, Ed25519PublicKey)
     public.verify(certificate.signature, certificate.tbs_certificate_bytes)
 
 
-def test_name_of_the_certificate() -> None:
+def test_the_name_of_the_certificate_has_the_relays_key() -> None:
     certificate = loaded(make_meta_certificate(KEY, now=NOW))
     with pytest.warns(UserWarning, match="length"):  # 71 characters are more than X.509 allows
         subject = certificate.subject
@@ -83,12 +83,12 @@ def test_name_of_the_certificate() -> None:
     assert (attribute.oid, attribute.value) == (NameOID.COMMON_NAME, CN)
 
 
-def test_each_certificate_has_a_key_of_its_own() -> None:
+def test_each_certificate_has_its_own_key() -> None:
     first, second = (loaded(make_meta_certificate(KEY, now=NOW)).public_key() for _ in range(2))
     assert first != second
 
 
-def test_time_is_told_in_utc() -> None:
+def test_the_validity_is_in_utc() -> None:
     zone = datetime.timezone(datetime.timedelta(hours=-11))
     certificate = loaded(make_meta_certificate(KEY, now=NOW.astimezone(zone)))
     assert certificate.not_valid_before_utc == NOW - datetime.timedelta(days=30)
@@ -98,7 +98,7 @@ def test_time_is_told_in_utc() -> None:
 
 
 def der(tag: int, *parts: bytes) -> bytes:
-    """One element."""
+    """Return one DER element."""
     body = b"".join(parts)
     if len(body) < 0x80:
         return bytes((tag, len(body))) + body
@@ -121,7 +121,7 @@ def certificate(
     string_tag: int = 0x13,
     rest: int = 200,
 ) -> bytes:
-    """As much of a certificate as the scan looks at, with a subject of one name or none."""
+    """Return the parts of a certificate that the scan reads, with a subject of one name or none."""
     name = b""
     if cn is not None:
         name = der(0x31, der(0x30, COMMON_NAME, der(string_tag, cn.encode())))
@@ -139,7 +139,7 @@ def certificate(
 
 
 def leaf() -> bytes:
-    """A real certificate of a server."""
+    """Return a real server certificate."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "derp.example.com")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name)
@@ -153,16 +153,16 @@ def test_key_and_version_are_found_behind_the_leaf() -> None:
     assert scan_chain_untrusted([leaf(), make_meta_certificate(v.K1, now=NOW)]) == (v.K1, 2)
 
 
-def test_leaf_itself_may_be_it() -> None:
+def test_the_first_certificate_may_be_the_meta_certificate() -> None:
     assert scan_chain_untrusted([v.META_CERTIFICATE, leaf()]) == (KEY, 2)
 
 
-def test_chain_without_it() -> None:
+def test_a_chain_may_have_no_meta_certificate() -> None:
     assert scan_chain_untrusted([]) is None
     assert scan_chain_untrusted([leaf(), leaf()]) is None
 
 
-def test_first_that_fits_wins() -> None:
+def test_the_first_meta_certificate_counts() -> None:
     first = certificate("derpkey" + v.K1_HEX)
     assert scan_chain_untrusted([leaf(), first, v.META_CERTIFICATE]) == (v.K1, 2)
     assert scan_chain_untrusted(iter([v.META_CERTIFICATE, first])) == (KEY, 2)
@@ -183,7 +183,7 @@ def test_first_that_fits_wins() -> None:
         (certificate(rest=60_000), (KEY, 2)),
     ],
 )
-def test_what_fits(der_: bytes, found: tuple[NodePublic, int]) -> None:
+def test_valid_meta_certificates_are_found(der_: bytes, found: tuple[NodePublic, int]) -> None:
     assert scan_chain_untrusted([der_]) == found
 
 
@@ -215,7 +215,7 @@ def test_what_fits(der_: bytes, found: tuple[NodePublic, int]) -> None:
         *[v.META_CERTIFICATE[:size] for size in range(0, 359, 7)],
     ],
 )
-def test_what_does_not_fit_is_passed_over(der_: bytes) -> None:
+def test_other_certificates_are_skipped(der_: bytes) -> None:
     assert scan_chain_untrusted([der_]) is None
     following = certificate("derpkey" + v.K2_HEX)
     assert scan_chain_untrusted([der_, following]) == (v.K2, 2)
@@ -234,5 +234,5 @@ def test_what_does_not_fit_is_passed_over(der_: bytes) -> None:
         (b"", ""),
     ],
 )
-def test_common_name(der_: bytes, name: str) -> None:
+def test_the_common_name_is_read(der_: bytes, name: str) -> None:
     assert common_name_untrusted(der_) == name

@@ -1,4 +1,4 @@
-"""PROXY headers, as HAProxy's specification writes them."""
+"""PROXY headers, according to HAProxy's specification."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GOOD = [
     (TCP6, "2001:db8::1", "2001:db8::2"),
     (v2(TCP4[16:] + b"\x04\0\x03abc"), "192.0.2.1", "198.51.100.2"),
 ]
-UNTOLD = [
+WITHOUT_ADDRESSES = [
     b"PROXY UNKNOWN\r\n",
     b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
     v2(b"", command=0x20, family=0),
@@ -69,24 +69,26 @@ BAD = [
 
 @pytest.mark.parametrize(("data", "source", "destination"), GOOD)
 @pytest.mark.parametrize("behind", [b"", b"\x16\x03\x01", b"PROXY TCP4 \r\n"])
-def test_both_ends_are_told(data: bytes, source: str, destination: str, behind: bytes) -> None:
+def test_source_and_destination_are_read(
+    data: bytes, source: str, destination: str, behind: bytes
+) -> None:
     header = ProxyHeader(len(data), (source, 4711), (destination, 443))
     assert parse_proxy_header_untrusted(data + behind) == header
 
 
-@pytest.mark.parametrize("data", UNTOLD)
-def test_a_connection_of_the_balancer_itself_has_no_ends(data: bytes) -> None:
+@pytest.mark.parametrize("data", WITHOUT_ADDRESSES)
+def test_a_connection_of_the_balancer_itself_has_no_addresses(data: bytes) -> None:
     assert parse_proxy_header_untrusted(data + b"x") == ProxyHeader(len(data))
 
 
-@pytest.mark.parametrize("data", [data for data, *_ in GOOD] + UNTOLD)
-def test_a_part_of_a_header_is_waited_for(data: bytes) -> None:
+@pytest.mark.parametrize("data", [data for data, *_ in GOOD] + WITHOUT_ADDRESSES)
+def test_an_incomplete_header_needs_more(data: bytes) -> None:
     for size in range(len(data)):
         assert parse_proxy_header_untrusted(data[:size]) is None
 
 
 @pytest.mark.parametrize("data", BAD)
-def test_anything_else_is_refused(data: bytes) -> None:
+def test_invalid_headers_are_refused(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         parse_proxy_header_untrusted(data)
 

@@ -1,4 +1,4 @@
-"""STUN: what Go's clients and servers send is read and written alike, and nothing else is taken."""
+"""STUN: datagrams of Go's clients and servers are read and written alike; others are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ports = st.integers(0, 65535)
 def request(
     *attributes: bytes, kind: str = "0001", length: int | None = None, end: bool = True
 ) -> bytes:
-    """A request with a right fingerprint at its end, or with none."""
+    """Return a request with the right fingerprint at its end, or without one."""
     body = b"".join(attributes)
     if length is None:
         length = len(body) + (8 if end else 0)
@@ -78,15 +78,15 @@ class TestRequest:
             ),
         ],
     )
-    def test_the_bytes_of_go_clients_are_written_and_read(self, tx: str, whole: str) -> None:
+    def test_requests_of_go_clients_are_written_and_read(self, tx: str, whole: str) -> None:
         assert pack_request(bytes.fromhex(tx)).hex() == whole
         assert parse_request_untrusted(bytes.fromhex(whole)).hex() == tx
 
     @given(tx_ids)
-    def test_what_is_packed_is_accepted(self, tx: bytes) -> None:
+    def test_a_packed_request_is_accepted(self, tx: bytes) -> None:
         assert parse_request_untrusted(pack_request(tx)) == tx
 
-    def test_it_may_be_a_piece_of_a_buffer(self) -> None:
+    def test_a_request_may_be_a_slice_of_a_buffer(self) -> None:
         view = memoryview(bytearray(REQUEST + bytes(100)))[: len(REQUEST)]
         assert parse_request_untrusted(view) == TX
 
@@ -161,13 +161,13 @@ class TestRequest:
             parse_request_untrusted(bytes(changed))
 
     @pytest.mark.parametrize("size", [0, 11, 13])
-    def test_a_wrong_id_is_not_packed(self, size: int) -> None:
+    def test_a_transaction_id_of_wrong_length_is_not_packed(self, size: int) -> None:
         with pytest.raises(LocalProtocolError, match=f"id of {size} bytes"):
             pack_request(bytes(size))
 
 
 def read(datagram: bytes, *, before: bytes = b"") -> bytes:
-    """Through a buffer, in which another datagram was before."""
+    """Read a datagram through a buffer that another datagram was in before."""
     reader = RequestReader()
     reader.buffer[: len(before)] = before
     size = min(len(datagram), len(reader.buffer))
@@ -191,11 +191,11 @@ class TestRequestReader:
             read(REQUEST[:at] + bytes([REQUEST[at] ^ 1]) + REQUEST[at + 1 :])
 
     @pytest.mark.parametrize("size", range(40))
-    def test_what_was_there_before_does_not_count(self, size: int) -> None:
+    def test_bytes_of_an_earlier_datagram_are_not_read(self, size: int) -> None:
         with pytest.raises(RemoteProtocolError):
             read(REQUEST[:size], before=REQUEST)
 
-    def test_what_does_not_fit_is_refused(self) -> None:
+    def test_a_datagram_larger_than_the_buffer_is_refused(self) -> None:
         with pytest.raises(RemoteProtocolError, match="more than 1500 bytes"):
             read(request(SOFTWARE, attribute(0x7777, bytes(9000))))
 
@@ -204,7 +204,7 @@ class TestRequestReader:
         st.integers(0, 255),
         st.sampled_from([REQUEST, request(SOFTWARE, attribute(0x7777, b"x"))]),
     )
-    def test_the_fast_lane_takes_what_the_slow_one_takes(
+    def test_fast_and_slow_parser_have_the_same_result(
         self, at: int, change: int, datagram: bytes
     ) -> None:
         changed = bytearray(datagram)
@@ -219,13 +219,13 @@ class TestRequestReader:
 
 
 class TestPackResponse:
-    def test_ipv4_takes_32_bytes_of_family_1(self) -> None:
+    def test_an_ipv4_response_has_32_bytes_and_family_1(self) -> None:
         assert pack_response(TX, V4_ADDRESS.packed, PORT) == V4
 
-    def test_ipv6_takes_44_bytes_of_family_2(self) -> None:
+    def test_an_ipv6_response_has_44_bytes_and_family_2(self) -> None:
         assert pack_response(TX, V6_ADDRESS.packed, PORT) == V6
 
-    def test_a_mapped_address_is_told_as_ipv4(self) -> None:
+    def test_a_mapped_address_is_written_as_ipv4(self) -> None:
         assert pack_response(TX, ip_address("::ffff:192.0.2.1").packed, PORT) == V4
 
     @pytest.mark.parametrize("size", [0, 5, 15, 17])
@@ -233,12 +233,12 @@ class TestPackResponse:
         with pytest.raises(LocalProtocolError, match="want 4 or 16"):
             pack_response(TX, bytes(size), PORT)
 
-    def test_a_wrong_id_is_refused(self) -> None:
+    def test_a_transaction_id_of_wrong_length_is_refused(self) -> None:
         with pytest.raises(LocalProtocolError, match="id of 11 bytes"):
             pack_response(TX[1:], bytes(4), PORT)
 
     @given(tx_ids, st.ip_addresses(), ports)
-    def test_the_client_reads_what_the_server_says(
+    def test_a_packed_response_is_read_back(
         self, tx: bytes, address: IPv4Address | IPv6Address, port: int
     ) -> None:
         found = parse_response_untrusted(pack_response(tx, address.packed, port))
@@ -286,7 +286,7 @@ class TestParseResponse:
             "trailing junk",
         ],
     )
-    def test_addresses_are_found(self, datagram: bytes, address: IPv4Address | IPv6Address) -> None:
+    def test_addresses_are_read(self, datagram: bytes, address: IPv4Address | IPv6Address) -> None:
         assert parse_response_untrusted(datagram) == BindingResponse(TX, address, PORT)
 
     @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ class TestParseResponse:
 
 
 @given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda b: b"\x01\x01" + V4[2:20] + b))
-def test_bytes_raise_nothing_else(datagram: bytes) -> None:
+def test_any_bytes_raise_only_remote_protocol_error(datagram: bytes) -> None:
     for parse in (parse_request_untrusted, read, parse_response_untrusted):
         try:
             parse(datagram)
@@ -334,7 +334,9 @@ def test_bytes_raise_nothing_else(datagram: bytes) -> None:
 
 
 @given(st.binary(max_size=60), st.sampled_from(["0001", "0101"]), st.integers(0, 80))
-def test_attributes_raise_nothing_else(body: bytes, kind: str, length: int) -> None:
+def test_any_attributes_raise_only_remote_protocol_error(
+    body: bytes, kind: str, length: int
+) -> None:
     datagram = response(body, kind=kind, length=length)
     for parse in (parse_request_untrusted, parse_response_untrusted):
         try:
@@ -348,5 +350,5 @@ def test_attributes_raise_nothing_else(body: bytes, kind: str, length: int) -> N
     ("datagram", "yes"),
     [(V4, True), (REQUEST[:20], True), (REQUEST[:19], False), (bytes(40), False)],
 )
-def test_is_stun(datagram: bytes, yes: bool) -> None:
+def test_stun_is_recognised(datagram: bytes, yes: bool) -> None:
     assert is_stun(datagram) is yes

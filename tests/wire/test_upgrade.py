@@ -1,4 +1,4 @@
-"""The upgrade from HTTP to DERP, both halves."""
+"""The upgrade from HTTP to DERP, on both sides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .chunks import byte_by_byte, chunkings
 
 
 def request(*headers: tuple[str, str]) -> Request:
-    """A request to `/derp` with these headers, by way of HTTP."""
+    """Return a request to `/derp` with these headers, read by HttpConnection."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     http = HttpConnection()
     http.receive_data(f"GET /derp HTTP/1.1\r\nHost: h\r\n{lines}\r\n".encode())
@@ -38,7 +38,7 @@ OFFER = "Sec-WebSocket-Protocol"
         ([("Upgrade", "DERP")], Upgrade.DERP),
         ([("Upgrade", "derp")], Upgrade.DERP),
         ([("uPGRADE", "DeRp"), ("Connection", "close")], Upgrade.DERP),
-        # an ancient client says websocket and means DERP
+        # an old client sends websocket and expects plain DERP
         ([WS], Upgrade.DERP),
         ([WS, (OFFER, "chat")], Upgrade.DERP),
         ([WS, (OFFER, "DERP")], Upgrade.DERP),
@@ -50,14 +50,16 @@ OFFER = "Sec-WebSocket-Protocol"
         ([("Upgrade", "DERP"), (OFFER, "derp")], Upgrade.DERP),
     ],
 )
-def test_what_is_asked_for(headers: list[tuple[str, str]], upgrade: Upgrade) -> None:
+def test_the_requested_upgrade_is_recognised(
+    headers: list[tuple[str, str]], upgrade: Upgrade
+) -> None:
     assert request(*headers).upgrade is upgrade
 
 
 @pytest.mark.parametrize(
     ("value", "fast"), [("1", True), ("0", False), ("true", False), ("11", False), ("", False)]
 )
-def test_fast_start_is_asked_for_with_a_1(value: str, fast: bool) -> None:
+def test_fast_start_is_requested_by_1_only(value: str, fast: bool) -> None:
     assert request(("derp-fast-start", value)).wants_fast_start is fast
 
 
@@ -65,28 +67,28 @@ def test_fast_start_is_not_the_default() -> None:
     assert not request().wants_fast_start
 
 
-def test_answer_is_that_of_go() -> None:
+def test_the_answer_is_that_of_go() -> None:
     assert switching_protocols(v.SERVER.public) == v.SWITCHING_PROTOCOLS
 
 
-# What a client sends
+# Requests of a client
 
 
-def test_request_is_that_of_go() -> None:
+def test_the_request_is_that_of_go() -> None:
     assert upgrade_request("127.0.0.1:8080", "/derp?x=1", user_agent="pyderp") == (
         b"GET /derp?x=1 HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: pyderp\r\n"
         b"Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
     )
 
 
-def test_fast_start_request_is_that_of_go() -> None:
+def test_the_fast_start_request_is_that_of_go() -> None:
     assert upgrade_request("h", "/derp", user_agent="pyderp", fast_start=True) == (
         b"GET /derp HTTP/1.1\r\nHost: h\r\nUser-Agent: pyderp\r\n"
         b"Connection: Upgrade\r\nDerp-Fast-Start: 1\r\nUpgrade: DERP\r\n\r\n"
     )
 
 
-def test_other_headers_stand_in_order_of_their_names() -> None:
+def test_other_headers_are_sorted_by_name() -> None:
     asked = upgrade_request(
         "h", "", user_agent="p", ideal_node="1f", fast_start=True, extra=[("X-Y", "z"), ("A", "b")]
     )
@@ -107,12 +109,12 @@ def test_other_headers_stand_in_order_of_their_names() -> None:
         ("h\0", "/"),
     ],
 )
-def test_what_cannot_stand_in_a_request_is_refused(host: str, target: str) -> None:
+def test_an_invalid_host_or_target_is_refused(host: str, target: str) -> None:
     with pytest.raises(BadUpgrade, match="cannot ask for an upgrade"):
         upgrade_request(host, target, user_agent="p")
 
 
-def test_relay_understands_the_request() -> None:
+def test_the_relay_reads_the_request() -> None:
     http = HttpConnection()
     http.receive_data(upgrade_request("h", "/derp", user_agent="p", fast_start=True) + b"\x02")
     asked = http.next_request()
@@ -123,22 +125,22 @@ def test_relay_understands_the_request() -> None:
     assert http.take_over() == b"\x02"
 
 
-# What a client reads
+# Answers to a client
 
 
 @pytest.mark.parametrize("chunks", chunkings(v.SWITCHING_PROTOCOLS))
-def test_101_however_it_is_cut(chunks: list[bytes]) -> None:
+def test_a_101_is_read_however_it_is_cut(chunks: list[bytes]) -> None:
     reply = UpgradeReply()
     assert [reply.receive_data(chunk) for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert reply.receive_data(chunks[-1]) == b""
 
 
 @pytest.mark.parametrize("behind", [v.SERVER_KEY_FRAME, b"HTTP/1.1 200 OK\r\n\r\n", b"\0"])
-def test_bytes_behind_the_101_are_the_stream(behind: bytes) -> None:
+def test_bytes_behind_the_101_are_returned(behind: bytes) -> None:
     assert UpgradeReply().receive_data(v.SWITCHING_PROTOCOLS + behind) == behind
 
 
-def test_stream_begins_in_the_chunk_that_ends_the_101() -> None:
+def test_the_stream_starts_in_the_chunk_that_ends_the_101() -> None:
     whole = v.SWITCHING_PROTOCOLS + v.SERVER_KEY_FRAME
     for at in range(1, len(whole)):
         reply = UpgradeReply()
@@ -158,7 +160,7 @@ def test_stream_begins_in_the_chunk_that_ends_the_101() -> None:
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
     ],
 )
-def test_only_the_status_matters(head: bytes) -> None:
+def test_only_the_status_101_matters(head: bytes) -> None:
     assert UpgradeReply().receive_data(head + b"rest") == b"rest"
 
 
@@ -181,7 +183,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("answer", "text"), REFUSALS)
-def test_refusal_however_it_is_cut(answer: bytes, text: str) -> None:
+def test_a_refusal_is_read_however_it_is_cut(answer: bytes, text: str) -> None:
     for chunks in chunkings(answer):
         reply = UpgradeReply()
         assert [reply.receive_data(chunk) for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
@@ -190,7 +192,7 @@ def test_refusal_however_it_is_cut(answer: bytes, text: str) -> None:
         assert str(caught.value) == text
 
 
-def test_refusal_that_ends_with_the_connection() -> None:
+def test_a_refusal_may_end_with_the_connection() -> None:
     reply = UpgradeReply()
     assert reply.receive_data(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\ngo") is None
     assert reply.receive_data(b" away") is None
@@ -198,8 +200,8 @@ def test_refusal_that_ends_with_the_connection() -> None:
         reply.receive_data(b"")
 
 
-def test_refusal_does_nothing_to_a_log_or_a_terminal() -> None:
-    """Line breaks and control characters are escaped; `body` has them."""
+def test_control_characters_of_a_refusal_are_escaped() -> None:
+    """Line breaks, too; `body` is not escaped."""
     body = b"x\nCRITICAL root all is lost\x1b[31m\xc2\x9b1m"
     head = f"HTTP/1.1 403 For\x9b31m\tbidden\r\nContent-Length: {len(body)}\r\n\r\n"
     with pytest.raises(UpgradeRejected) as caught:
@@ -210,7 +212,7 @@ def test_refusal_does_nothing_to_a_log_or_a_terminal() -> None:
     assert caught.value.body == body.decode()
 
 
-def test_refusal_is_known_before_its_body_has_come() -> None:
+def test_a_refusal_is_known_before_its_body_has_arrived() -> None:
     reply = UpgradeReply()
     assert reply.receive_data(b"HTTP/1.1 403 Forbidden\r\nContent-Len") is None
     assert not reply.refused
@@ -223,20 +225,20 @@ def test_refusal_is_known_before_its_body_has_come() -> None:
         reply.receive_data(b"")
 
 
-def test_upgrade_is_no_refusal() -> None:
+def test_an_upgrade_is_no_refusal() -> None:
     reply = UpgradeReply()
     reply.receive_data(v.SWITCHING_PROTOCOLS)
     assert not reply.refused
 
 
-def test_refusal_that_is_cut_tells_what_came() -> None:
+def test_a_truncated_refusal_has_the_text_that_arrived() -> None:
     reply = UpgradeReply()
     assert reply.receive_data(b"HTTP/1.1 500 Oh\r\nContent-Length: 99\r\n\r\nhalf") is None
     with pytest.raises(BadUpgrade, match=r"^upgrade refused: 500 Oh: half$"):
         reply.receive_data(b"")
 
 
-def test_endless_refusal_is_cut_at_4_kib() -> None:
+def test_an_endless_refusal_is_read_up_to_4_kib() -> None:
     reply = UpgradeReply()
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
     assert reply.receive_data(head + b"x" * 4096) is None
@@ -256,32 +258,32 @@ def test_endless_refusal_is_cut_at_4_kib() -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nno colon\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_refused(data: bytes) -> None:
+def test_an_answer_that_is_not_http_is_refused(data: bytes) -> None:
     with pytest.raises(BadUpgrade, match="the relay's answer is not HTTP"):
         UpgradeReply().receive_data(data + b"\r\n\r\n")
 
 
-def test_what_is_not_http_is_told_in_one_line() -> None:
+def test_the_error_about_other_protocols_is_one_line() -> None:
     with pytest.raises(BadUpgrade) as caught:
         UpgradeReply().receive_data(b"HTTP/1.1 \x1b[31m\r\nCRITICAL\r\n\r\n")
     assert str(caught.value).isprintable()
 
 
-def test_endless_head_is_refused() -> None:
+def test_an_endless_head_is_refused() -> None:
     reply = UpgradeReply()
     assert reply.receive_data(b"HTTP/1.1 101 Switching Protocols\r\nX: ") is None
     with pytest.raises(BadUpgrade, match="not HTTP"):
         reply.receive_data(b"x" * 65536)
 
 
-def test_silence_is_told_as_such() -> None:
+def test_a_connection_closed_without_an_answer_is_reported_as_such() -> None:
     with pytest.raises(BadUpgrade) as caught:
         UpgradeReply().receive_data(b"")
     assert str(caught.value) == "the relay closed the connection without an answer"
 
 
 @pytest.mark.parametrize("size", [1, 20, len(v.SWITCHING_PROTOCOLS) - 1])
-def test_answer_that_is_cut_is_refused(size: int) -> None:
+def test_a_truncated_answer_is_refused(size: int) -> None:
     reply = UpgradeReply()
     for chunk in byte_by_byte(v.SWITCHING_PROTOCOLS[:size]):
         assert reply.receive_data(chunk) is None

@@ -35,7 +35,7 @@ Changes = dict[str, str | list[str] | None]
 
 
 def handshake(changes: Changes | None = None, *, line: str = "GET /derp HTTP/1.1") -> Request:
-    """The handshake of a browser, with some headers changed, taken away or given again."""
+    """Return a browser's handshake, with some headers changed, removed or repeated."""
     headers: Changes = {
         "Host": "h",
         "Connection": "Upgrade",
@@ -69,7 +69,7 @@ def handshake(changes: Changes | None = None, *, line: str = "GET /derp HTTP/1.1
         {"Ideal-Node": "1f", "Derp-Fast-Start": "1"},
     ],
 )
-def test_handshake_is_accepted_without_extensions(changes: Changes) -> None:
+def test_a_handshake_is_accepted_without_extensions(changes: Changes) -> None:
     request = handshake(changes)
     assert refuse_handshake(request) is None
     assert websocket_accept(request) == (
@@ -96,7 +96,9 @@ def test_handshake_is_accepted_without_extensions(changes: Changes) -> None:
         (None, False),
     ],
 )
-def test_subprotocol_must_be_derp_as_a_whole(offered: str | list[str] | None, agreed: bool) -> None:
+def test_the_subprotocol_must_be_exactly_derp(
+    offered: str | list[str] | None, agreed: bool
+) -> None:
     head, agreed_on = websocket_accept(handshake({"Sec-WebSocket-Protocol": offered}))
     assert agreed_on is agreed
     assert (b"Sec-WebSocket-Protocol: derp\r\n" in head) is agreed
@@ -126,24 +128,24 @@ def test_subprotocol_must_be_derp_as_a_whole(offered: str | list[str] | None, ag
         ({"Sec-WebSocket-Key": KEY[:5]}, "GET /derp HTTP/1.1", 400),
     ],
 )
-def test_faulty_handshake_is_refused(changes: Changes, line: str, status: int) -> None:
+def test_an_invalid_handshake_is_refused(changes: Changes, line: str, status: int) -> None:
     refusal = refuse_handshake(handshake(changes, line=line))
     assert refusal is not None
     assert refusal.status == status
     assert refusal.body.endswith(b"\n")
-    told = dict(refusal.headers)
-    assert (told.get("Upgrade"), told.get("Connection")) == (
+    headers = dict(refusal.headers)
+    assert (headers.get("Upgrade"), headers.get("Connection")) == (
         ("websocket", "Upgrade") if status == 426 else (None, None)
     )
     bad_version = "Sec-WebSocket-Version" in changes
-    assert told.get("Sec-WebSocket-Version") == ("13" if bad_version else None)
+    assert headers.get("Sec-WebSocket-Version") == ("13" if bad_version else None)
 
 
-# The stream. The peer is the client of `websockets`, masks included.
+# The stream. The peer is the client of the library `websockets`, with masks.
 
 
 def connect() -> tuple[ClientProtocol, WebSocketServer]:
-    """A client and a server after their handshake."""
+    """Return a client and a server after their handshake."""
     client = ClientProtocol(
         parse_uri("ws://h/derp"),
         origin=Origin("null"),
@@ -170,12 +172,12 @@ def connect() -> tuple[ClientProtocol, WebSocketServer]:
 
 
 def receive(server: WebSocketServer, chunks: Sequence[bytes]) -> bytes:
-    """The stream inside of what came in chunks."""
+    """Return the stream inside the messages that arrived in chunks."""
     return b"".join(part for chunk in chunks for part in server.receive_data(chunk))
 
 
-def hear(client: ClientProtocol, server: WebSocketServer) -> list[Frame]:
-    """Give the client what the server has to send; the frames that it sees."""
+def deliver(client: ClientProtocol, server: WebSocketServer) -> list[Frame]:
+    """Pass the server's pending bytes to the client; return the frames that it reads."""
     for chunk in server.data_to_send():
         if chunk:
             client.receive_data(chunk)
@@ -184,7 +186,7 @@ def hear(client: ClientProtocol, server: WebSocketServer) -> list[Frame]:
     return [event for event in client.events_received() if isinstance(event, Frame)]
 
 
-def test_first_message_is_that_of_go() -> None:
+def test_the_first_message_is_that_of_go() -> None:
     client, server = connect()
     server.send([v.SERVER_KEY_FRAME])
     assert server.data_to_send() == [v.WEBSOCKET_SERVER_KEY]
@@ -192,7 +194,7 @@ def test_first_message_is_that_of_go() -> None:
     assert client.events_received() == [Frame(Opcode.BINARY, v.SERVER_KEY_FRAME)]
 
 
-def test_messages_of_a_client_however_the_bytes_are_cut() -> None:
+def test_messages_of_a_client_are_read_however_the_bytes_are_cut() -> None:
     """Two messages and one of three fragments, with an empty one between."""
     client, _ = connect()
     client.send_binary(b"ab")
@@ -210,7 +212,7 @@ def test_messages_of_a_client_however_the_bytes_are_cut() -> None:
         assert server.is_open
 
 
-def test_fragments_are_given_as_they_come() -> None:
+def test_fragments_are_returned_as_they_arrive() -> None:
     client, server = connect()
     client.send_binary(b"first", fin=False)
     assert server.receive_data(b"".join(client.data_to_send())) == [b"first"]
@@ -218,20 +220,20 @@ def test_fragments_are_given_as_they_come() -> None:
     assert server.receive_data(b"".join(client.data_to_send())) == [b"last"]
 
 
-def test_ping_is_answered_between_fragments() -> None:
+def test_a_ping_is_answered_between_fragments() -> None:
     client, server = connect()
     client.send_binary(b"a", fin=False)
     client.send_ping(b"12345")
     client.send_continuation(b"b", fin=True)
     client.send_pong(b"unasked")
     assert receive(server, client.data_to_send()) == b"ab"
-    assert hear(client, server) == [Frame(Opcode.PONG, b"12345")]
+    assert deliver(client, server) == [Frame(Opcode.PONG, b"12345")]
     assert server.is_open
 
 
 @pytest.mark.parametrize("size", [65573, 256 * 1024])
 def test_large_messages_are_accepted(size: int) -> None:
-    """Among them a full packet in one message, which Go's server refuses."""
+    """Also a full packet in one message, which Go's server refuses."""
     client, server = connect()
     data = pack_send_packet(v.K1, bytes(65536)) if size == 65573 else b"x" * size
     client.send_binary(data)
@@ -240,14 +242,14 @@ def test_large_messages_are_accepted(size: int) -> None:
 
 
 def closed_with(client: ClientProtocol, server: WebSocketServer) -> int:
-    """The code that the server closed with, after all of its bytes."""
-    *_, close = [f for f in hear(client, server) if f.opcode is Opcode.CLOSE]
+    """Return the close code of the server, after all of its bytes."""
+    *_, close = [f for f in deliver(client, server) if f.opcode is Opcode.CLOSE]
     assert not server.is_open
     return Close.parse(close.data).code
 
 
 @pytest.mark.parametrize("fragments", [[256 * 1024 + 1], [200_000, 100_000]])
-def test_larger_message_closes_with_1009(fragments: list[int]) -> None:
+def test_a_larger_message_closes_with_1009(fragments: list[int]) -> None:
     client, server = connect()
     first, *others = fragments
     client.send_binary(bytes(first), fin=not others)
@@ -258,7 +260,7 @@ def test_larger_message_closes_with_1009(fragments: list[int]) -> None:
     assert server.error is not None
 
 
-def test_text_closes_with_1003_and_nothing_behind_it_is_taken() -> None:
+def test_text_closes_with_1003_and_bytes_behind_it_are_ignored() -> None:
     client, server = connect()
     client.send_binary(b"before")
     client.send_text(b"hello")
@@ -288,7 +290,7 @@ def test_text_in_fragments_closes_with_1003() -> None:
     ],
     ids=["unmasked", "continuation of nothing", "reserved bit", "reserved opcode", "ping in parts"],
 )
-def test_malformed_frame_closes_with_1002(data: bytes) -> None:
+def test_a_malformed_frame_closes_with_1002(data: bytes) -> None:
     client, server = connect()
     assert receive(server, [data]) == b""
     assert isinstance(server.error, ProtocolError)
@@ -296,7 +298,7 @@ def test_malformed_frame_closes_with_1002(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 4000])
-def test_close_is_echoed_and_the_connection_half_closed(code: int) -> None:
+def test_a_close_is_echoed_and_the_connection_half_closed(code: int) -> None:
     client, server = connect()
     client.send_binary(b"last words")
     client.send_close(code, "bye")
@@ -311,11 +313,11 @@ def test_close_is_echoed_and_the_connection_half_closed(code: int) -> None:
     assert Close.parse(echo.data) == Close(code, "bye")
 
 
-def test_close_of_our_own() -> None:
+def test_the_server_closes_with_1000() -> None:
     client, server = connect()
     server.close()
     assert not server.is_open
-    [close] = hear(client, server)
+    [close] = deliver(client, server)
     assert Close.parse(close.data) == Close(1000, "")
     server.close(1008, "again")
     assert server.data_to_send() == []
@@ -323,14 +325,14 @@ def test_close_of_our_own() -> None:
     assert server.data_to_send() == [b""]
 
 
-def test_close_for_a_reason() -> None:
+def test_the_server_closes_with_a_reason() -> None:
     client, server = connect()
     server.close(1008, "client must speak the derp subprotocol")
-    [close] = hear(client, server)
+    [close] = deliver(client, server)
     assert Close.parse(close.data) == Close(1008, "client must speak the derp subprotocol")
 
 
-def test_end_without_a_close_is_an_error() -> None:
+def test_an_end_without_a_close_is_an_error() -> None:
     _, server = connect()
     server.receive_eof()
     assert not server.is_open
@@ -338,7 +340,7 @@ def test_end_without_a_close_is_an_error() -> None:
     assert server.data_to_send() == [b""]
 
 
-def test_end_after_a_close_is_none() -> None:
+def test_an_end_after_a_close_is_no_error() -> None:
     client, server = connect()
     client.send_close(1000)
     receive(server, client.data_to_send())
@@ -354,7 +356,7 @@ def test_nothing_is_sent_after_a_close() -> None:
     assert server.data_to_send() == []
 
 
-# Go's client takes no message of more than 32 KiB
+# Go's client accepts no message of more than 32 KiB
 
 
 @pytest.mark.parametrize(
@@ -367,11 +369,11 @@ def test_nothing_is_sent_after_a_close() -> None:
         (65573, [32768, 32768, 37]),
     ],
 )
-def test_long_stream_is_sent_in_messages_of_32_kib(size: int, messages: list[int]) -> None:
+def test_a_long_stream_is_sent_in_messages_of_32_kib(size: int, messages: list[int]) -> None:
     client, server = connect()
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     server.send([data])
-    seen = hear(client, server)
+    seen = deliver(client, server)
     assert [len(frame.data) for frame in seen] == messages
     assert all(frame.opcode is Opcode.BINARY and frame.fin for frame in seen)
     assert b"".join(bytes(frame.data) for frame in seen) == data
@@ -380,20 +382,20 @@ def test_long_stream_is_sent_in_messages_of_32_kib(size: int, messages: list[int
 def test_chunks_of_one_send_share_a_message() -> None:
     client, server = connect()
     server.send([b"a", b"", b"bc"])
-    assert hear(client, server) == [Frame(Opcode.BINARY, b"abc")]
+    assert deliver(client, server) == [Frame(Opcode.BINARY, b"abc")]
 
 
-def test_a_close_frame_for_a_websocket_that_is_not_wanted() -> None:
+def test_a_refused_websocket_gets_a_close_frame() -> None:
     assert close_frame(1008, "no") == b"\x88\x04\x03\xf0no"
 
 
 @pytest.mark.parametrize("payload", [0, 1, 125, 126, 32767, 32768, 32769, 32893, 65573])
-def test_unsent_bytes_of_messages_are_told_from_their_headers(payload: int) -> None:
-    """Compared with the messages themselves: which of their bytes are of the stream."""
+def test_unsent_payload_excludes_the_headers_of_messages(payload: int) -> None:
+    """Compared with the messages themselves."""
     client, server = connect()
     server.send([bytes(payload)])
     is_payload: list[bool] = []
-    for frame in hear(client, server):
+    for frame in deliver(client, server):
         header = len(frame.serialize(mask=False)) - len(frame.data)
         is_payload += [False] * header + [True] * len(frame.data)
     sent = len(is_payload)
@@ -402,7 +404,7 @@ def test_unsent_bytes_of_messages_are_told_from_their_headers(payload: int) -> N
         assert unsent_payload(unsent, payload) == sum(is_payload[sent - unsent :])
 
 
-def test_a_released_websocket_ignores_bytes_and_still_has_what_was_queued() -> None:
+def test_a_released_websocket_ignores_bytes_and_keeps_queued_ones() -> None:
     client, server = connect()
     server.send([b"queued"])
     server.release()
@@ -411,10 +413,10 @@ def test_a_released_websocket_ignores_bytes_and_still_has_what_was_queued() -> N
     for data in (b"".join(client.data_to_send()), b"\xff"):
         assert server.receive_data(data) == []
     assert server.error is None
-    assert hear(client, server) == [Frame(Opcode.BINARY, b"queued")]
+    assert deliver(client, server) == [Frame(Opcode.BINARY, b"queued")]
 
 
-def test_a_released_websocket_keeps_its_error_without_the_frames_it_came_through() -> None:
+def test_a_released_websocket_keeps_its_error_without_traceback_frames() -> None:
     _, server = connect()
     server.receive_data(b"\xff" * 8)
     server.release()

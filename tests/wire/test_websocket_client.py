@@ -26,7 +26,7 @@ def new(target: str = "/derp") -> WebSocketClient:
 
 
 def head_of(client: WebSocketClient) -> list[str]:
-    """The lines of its request, the random key left out."""
+    """Return the lines of the client's request, without the random key."""
     lines = client.data_to_send().decode("ascii").split("\r\n")
     assert client.data_to_send() == b""
     [key] = [line for line in lines if line.lower().startswith("sec-websocket-key: ")]
@@ -36,7 +36,7 @@ def head_of(client: WebSocketClient) -> list[str]:
 
 
 def accept(client: WebSocketClient) -> tuple[bytes, ServerProtocol]:
-    """The answer of an independent server, and that server."""
+    """Return the answer of an independent server, and that server."""
     server = ServerProtocol(subprotocols=[Subprotocol("derp")], max_size=None)
     server.receive_data(client.data_to_send())
     [request] = server.events_received()
@@ -46,7 +46,7 @@ def accept(client: WebSocketClient) -> tuple[bytes, ServerProtocol]:
 
 
 def connect() -> tuple[WebSocketClient, ServerProtocol]:
-    """Both sides, after the handshake."""
+    """Return both sides, after the handshake."""
     client = new()
     answer, server = accept(client)
     assert not client.opened
@@ -66,7 +66,7 @@ def sent_by(server: Protocol) -> bytes:
 
 
 def problem(client: WebSocketClient) -> str:
-    """What its error says."""
+    """Return the text of the client's error."""
     assert client.ended
     assert isinstance(client.error, RemoteProtocolError)
     return str(client.error)
@@ -75,7 +75,7 @@ def problem(client: WebSocketClient) -> str:
 # The handshake
 
 
-def test_request() -> None:
+def test_the_request_has_the_websocket_headers() -> None:
     client = WebSocketClient(
         "relay.test",
         "/a%20b/derp?x=1&y=%2F",
@@ -100,7 +100,7 @@ def test_request() -> None:
     assert (empty, end) == ("", "")
 
 
-def test_empty_target_is_the_root_and_no_user_is_no_authorization() -> None:
+def test_an_empty_target_is_the_root_and_without_a_user_there_is_no_authorization() -> None:
     lines = head_of(new(""))
     assert lines[0] == "GET / HTTP/1.1"
     assert not [line for line in lines if line.lower().startswith("authorization")]
@@ -117,7 +117,7 @@ def test_empty_target_is_the_root_and_no_user_is_no_authorization() -> None:
         ("/derp", "me", "\xe9"),
     ],
 )
-def test_value_that_cannot_stand_in_a_head_is_refused(target: str, user: str, header: str) -> None:
+def test_an_invalid_value_for_the_request_is_refused(target: str, user: str, header: str) -> None:
     with pytest.raises(BadUpgrade, match="cannot ask for a websocket") as caught:
         WebSocketClient(
             "h",
@@ -130,7 +130,7 @@ def test_value_that_cannot_stand_in_a_head_is_refused(target: str, user: str, he
     assert "secret" not in str(caught.value.__cause__)
 
 
-def test_answer_however_it_is_cut_with_the_stream_behind_it() -> None:
+def test_the_answer_and_the_stream_behind_it_are_read_however_they_are_cut() -> None:
     whole = new()
     answer, server = accept(whole)
     server.send_binary(v.SERVER_KEY_FRAME)
@@ -158,7 +158,7 @@ def test_answer_however_it_is_cut_with_the_stream_behind_it() -> None:
         (b"\r\n", b"\n", "no websocket"),
     ],
 )
-def test_answer_that_opens_no_websocket(old: bytes, new_: bytes, text: str) -> None:
+def test_an_invalid_answer_is_refused(old: bytes, new_: bytes, text: str) -> None:
     client = new()
     answer, _ = accept(client)
     assert old in answer
@@ -167,7 +167,7 @@ def test_answer_that_opens_no_websocket(old: bytes, new_: bytes, text: str) -> N
     assert not client.opened
 
 
-def test_other_status_is_a_rejection() -> None:
+def test_another_status_is_a_rejection() -> None:
     client = new()
     data = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 7\r\n\r\ngo away"
     with pytest.raises(UpgradeRejected) as caught:
@@ -175,7 +175,7 @@ def test_other_status_is_a_rejection() -> None:
     assert (caught.value.status, caught.value.body) == (403, "go away")
 
 
-def test_refusal_is_known_before_its_body_has_come() -> None:
+def test_a_refusal_is_known_before_its_body_has_arrived() -> None:
     client = new()
     assert not client.refused
     client.receive_data(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\ngo away")
@@ -185,7 +185,7 @@ def test_refusal_is_known_before_its_body_has_come() -> None:
     assert not opened.refused
 
 
-def test_header_of_the_answer_does_nothing_to_a_terminal() -> None:
+def test_control_characters_of_the_answer_are_escaped() -> None:
     client = new()
     answer, _ = accept(client)
     with pytest.raises(BadUpgrade, match="no websocket") as caught:
@@ -193,19 +193,19 @@ def test_header_of_the_answer_does_nothing_to_a_terminal() -> None:
     assert str(caught.value).isprintable()
 
 
-def test_close_reason_does_nothing_to_a_terminal() -> None:
+def test_control_characters_of_a_close_reason_are_escaped() -> None:
     client, server = connect()
     server.send_close(4000, "x\nCRITICAL \x1b[31m")
     client.receive_data(sent_by(server))
     assert problem(client).isprintable()
 
 
-def test_answer_that_is_not_http_is_refused() -> None:
+def test_an_answer_that_is_not_http_is_refused() -> None:
     with pytest.raises(BadUpgrade, match="not HTTP"):
         new().receive_data(b"SSH-2.0-OpenSSH\r\n\r\n")
 
 
-def test_end_instead_of_an_answer_is_told_as_such() -> None:
+def test_an_end_instead_of_an_answer_is_reported_as_such() -> None:
     client = new()
     client.receive_data(b"HTTP/1.1 101 Sw")
     with pytest.raises(BadUpgrade, match=r'not whole: it begins with "HTTP/1\.1 101 Sw"'):
@@ -214,7 +214,7 @@ def test_end_instead_of_an_answer_is_told_as_such() -> None:
         new().receive_eof()
 
 
-def test_endless_answer_is_refused() -> None:
+def test_an_endless_answer_is_refused() -> None:
     client = new()
     for _ in range(2):
         client.receive_data(b"HTTP/1.1 100 Continue\r\n\r\n" * 1200)
@@ -230,15 +230,15 @@ def test_any_answer_is_a_websocket_or_bad_upgrade(tail: bytes) -> None:
     except BadUpgrade:
         pass
     else:
-        # A head without the hash of the key opens nothing.
+        # A head without the hash of the key opens no websocket.
         assert not client.opened
 
 
 # The stream
 
 
-def test_messages_however_they_are_cut() -> None:
-    """Message borders mean nothing; what is whole comes in one piece."""
+def test_messages_are_read_however_they_are_cut() -> None:
+    """Borders of messages do not matter; complete messages are returned in one piece."""
     _, server = connect()
     server.send_binary(b"ab")
     server.send_binary(b"")
@@ -258,7 +258,7 @@ def test_messages_however_they_are_cut() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 65536, 200_000])
-def test_large_messages_are_taken(size: int) -> None:
+def test_large_messages_are_accepted(size: int) -> None:
     client, server = connect()
     data = pack_received_packet(v.K1, bytes(min(size, 65536))) + bytes(max(size - 65536, 0))
     server.send_binary(data)
@@ -266,7 +266,7 @@ def test_large_messages_are_taken(size: int) -> None:
 
 
 @pytest.mark.parametrize("fragments", [[256 * 1024 + 1], [200_000, 100_000]])
-def test_larger_message_closes_with_1009(fragments: list[int]) -> None:
+def test_a_larger_message_closes_with_1009(fragments: list[int]) -> None:
     client, server = connect()
     server.send_binary(bytes(fragments[0]), fin=len(fragments) == 1)
     for size in fragments[1:]:
@@ -277,7 +277,7 @@ def test_larger_message_closes_with_1009(fragments: list[int]) -> None:
     assert Close.parse(close.data).code == 1009
 
 
-def test_text_closes_with_1003_and_what_came_before_counts() -> None:
+def test_text_closes_with_1003_and_bytes_before_it_count() -> None:
     client, server = connect()
     server.send_binary(b"before")
     server.send_text(b"hello")
@@ -302,7 +302,7 @@ def test_text_closes_with_1003_and_what_came_before_counts() -> None:
     ],
     ids=["masked", "continuation of nothing", "reserved bit", "reserved opcode", "close code"],
 )
-def test_malformed_frame_closes_with_1002(data: bytes) -> None:
+def test_a_malformed_frame_closes_with_1002(data: bytes) -> None:
     client, server = connect()
     assert client.receive_data(data) == b""
     assert "malformed" in problem(client)
@@ -311,7 +311,7 @@ def test_malformed_frame_closes_with_1002(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001])
-def test_clean_close_is_echoed_and_no_error(code: int) -> None:
+def test_a_clean_close_is_echoed_and_is_no_error(code: int) -> None:
     client, server = connect()
     server.send_binary(b"last words")
     server.send_close(code, "bye")
@@ -325,7 +325,7 @@ def test_clean_close_is_echoed_and_no_error(code: int) -> None:
     assert client.ended
 
 
-def test_close_of_our_own_is_said_once_and_no_error() -> None:
+def test_the_clients_close_is_sent_once_and_is_no_error() -> None:
     client, server = connect()
     client.close()
     client.close()
@@ -338,21 +338,21 @@ def test_close_of_our_own_is_said_once_and_no_error() -> None:
     assert client.error is None
 
 
-def test_other_close_is_an_error_with_code_and_reason() -> None:
+def test_another_close_is_an_error_with_code_and_reason() -> None:
     client, server = connect()
     server.send_close(1008, "not\nwelcome")
     client.receive_data(sent_by(server))
     assert problem(client) == r"the relay closed the websocket: 1008, 'not\nwelcome'"
 
 
-def test_close_without_a_code_is_an_error() -> None:
+def test_a_close_without_a_code_is_an_error() -> None:
     client, server = connect()
     server.send_close()
     client.receive_data(sent_by(server))
     assert problem(client) == "the relay closed the websocket: no code, ''"
 
 
-def test_close_in_the_middle_of_a_message_is_an_error() -> None:
+def test_a_close_in_the_middle_of_a_message_is_an_error() -> None:
     client, server = connect()
     server.send_binary(b"half", fin=False)
     server.send_close(1000)
@@ -361,7 +361,7 @@ def test_close_in_the_middle_of_a_message_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", b"\x82", b"\x82\x05abc"])
-def test_end_without_a_close_is_an_error(rest: bytes) -> None:
+def test_an_end_without_a_close_is_an_error(rest: bytes) -> None:
     client, _ = connect()
     client.receive_data(rest)
     assert client.error is None
@@ -375,7 +375,7 @@ def test_end_without_a_close_is_an_error(rest: bytes) -> None:
     ("size", "messages"),
     [(0, []), (1, [1]), (32768, [32768]), (32769, [32768, 1]), (65573, [32768, 32768, 37])],
 )
-def test_long_stream_is_sent_in_messages_of_32_kib(size: int, messages: list[int]) -> None:
+def test_a_long_stream_is_sent_in_messages_of_32_kib(size: int, messages: list[int]) -> None:
     client, server = connect()
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     client.send(data)
@@ -387,7 +387,7 @@ def test_long_stream_is_sent_in_messages_of_32_kib(size: int, messages: list[int
 
 @given(st.binary(max_size=100), st.integers(min_value=1, max_value=30))
 def test_any_bytes_end_in_an_error_or_the_same_stream(data: bytes, step: int) -> None:
-    """Hostile bytes raise nothing, and how they are cut does not matter."""
+    """Hostile bytes raise no exception, and how they are cut does not matter."""
     results = []
     for size in (step, len(data) + 1):
         client = WebSocketClient("h", "/", user_agent="x")
@@ -401,7 +401,6 @@ def test_any_bytes_end_in_an_error_or_the_same_stream(data: bytes, step: int) ->
     assert results[0] == results[1]
 
 
-def test_message_of_go_is_understood() -> None:
-    """A message as it went from `derper` to a client."""
+def test_a_message_of_derper_is_read() -> None:
     client, _ = connect()
     assert client.receive_data(v.WEBSOCKET_SERVER_KEY) == v.SERVER_KEY_FRAME

@@ -1,4 +1,4 @@
-"""However a websocket ends, nothing of it is left for the cyclic collector."""
+"""However a websocket ends, it leaves no reference cycle."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ENDS: dict[str, list[tuple[Opcode, bytes, bool]] | bytes | None] = {
         (Opcode.BINARY, PACKET, True),
     ],
 }
-"""What comes before the end."""
+"""Frames or bytes before the end."""
 
 
 def chunks(end: str, *, mask: bool) -> Iterator[bytes]:
@@ -78,7 +78,7 @@ def end_client(end: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("side", [end_server, end_client], ids=["server", "client"])
-def test_nothing_is_left(side: Callable[[str], None], end: str) -> None:
+def test_a_websocket_leaves_no_reference_cycle(side: Callable[[str], None], end: str) -> None:
     with none_left_now():
         side(end)
 
@@ -109,12 +109,12 @@ def end_handshake(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_nothing_is_left_of_a_handshake(kind: str) -> None:
+def test_a_handshake_leaves_no_reference_cycle(kind: str) -> None:
     with none_left_now():
         end_handshake(kind)
 
 
-def test_a_released_server_takes_and_gives_nothing_more() -> None:
+def test_a_released_server_ignores_and_sends_nothing() -> None:
     server = WebSocketServer()
     server.send((PACKET,))
     server.release()
@@ -128,7 +128,7 @@ def test_a_released_server_takes_and_gives_nothing_more() -> None:
     assert server.data_to_send() == []
 
 
-def test_a_released_client_takes_and_gives_nothing_more() -> None:
+def test_a_released_client_ignores_and_sends_nothing() -> None:
     client, _ = connect()
     client.send(PACKET)
     client.release()

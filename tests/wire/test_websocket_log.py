@@ -1,4 +1,4 @@
-"""What goes through a websocket stays out of the log, at any level."""
+"""The contents of a websocket are not logged, at any level."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pyderp.wire.websocket import WebSocketServer, websocket_accept
 from pyderp.wire.websocket_client import WebSocketClient
 
 
-def test_no_level_logs_what_a_websocket_carries(caplog: pytest.LogCaptureFixture) -> None:
-    """Handshake, messages each way and both closes: the library would log each of these."""
+def test_the_contents_of_a_websocket_are_not_logged_at_any_level(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The library would log handshake, messages and closes."""
     caplog.set_level(logging.DEBUG)
     for name in ("websockets", "websockets.client", "websockets.server"):
         caplog.set_level(logging.DEBUG, name)

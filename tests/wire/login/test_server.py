@@ -1,4 +1,4 @@
-"""ServerLogin: who gets in, who does not, and how early that is known."""
+"""ServerLogin: which clients are accepted or refused, and after how many bytes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ FRAME = v.CLIENT_INFOS[0][2]
 
 
 def own(nonce: bytes) -> bytes:
-    """The nonce that the server of the vectors makes of random bytes."""
+    """Return the nonce that the server of the vectors makes of random bytes."""
     return OwnNonces(v.SERVER, b"relay", random=v.gives(nonce)).make()
 
 
 SERVER_INFO_FRAME = seal_server_info(v.SHARED_KEY, nonce=own(v.SERVER_NONCE))
-"""Its bytes but for the nonce, and so the box, are those of Go (`test_info`)."""
+"""Except for the nonce, and so the box, its bytes are those of Go (`test_login`)."""
 
 
 def login() -> ServerLogin:
-    """The server of the vectors, good for one login."""
+    """Return the server of the vectors, with random bytes for one login."""
     return ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE))
 
 
 def receive(data: bytes) -> tuple[int, LoggedIn | None]:
-    """Give a server all of `data`."""
+    """Pass all of `data` to a server."""
     return login().receive_untrusted(bytearray(data), len(data))
 
 
 def say(json: str, *, client: NodePrivate = v.CLIENT) -> ClientInfo:
-    """What a server makes of a sealed text."""
+    """Return the ClientInfo that a server reads from a sealed text."""
     sealed = client.seal_to(v.SERVER.public, json.encode(), nonce=v.CLIENT_NONCE)
     frame = pack_client_info(client.public, sealed)
     consumed, logged_in = receive(frame)
@@ -44,18 +44,18 @@ def say(json: str, *, client: NodePrivate = v.CLIENT) -> ClientInfo:
     return logged_in.info
 
 
-def test_greeting_is_that_of_go() -> None:
+def test_the_server_key_frame_is_that_of_go() -> None:
     assert login().greeting == v.SERVER_KEY_FRAME
 
 
 @pytest.mark.parametrize(("info", "_", "frame"), v.CLIENT_INFOS)
-def test_client_of_go_is_let_in(info: ClientInfo, _: bytes, frame: bytes) -> None:
+def test_a_client_of_go_is_accepted(info: ClientInfo, _: bytes, frame: bytes) -> None:
     logged_in = LoggedIn(v.CLIENT.public, info, SERVER_INFO_FRAME)
     assert receive(frame) == (len(frame), logged_in)
 
 
 @pytest.mark.parametrize(("_", "__", "frame"), v.CLIENT_INFOS)
-def test_every_part_of_the_frame_is_waited_for(_: ClientInfo, __: bytes, frame: bytes) -> None:
+def test_an_incomplete_frame_needs_more(_: ClientInfo, __: bytes, frame: bytes) -> None:
     server = login()
     buffer = bytearray(frame)
     for end in range(len(frame)):
@@ -64,19 +64,19 @@ def test_every_part_of_the_frame_is_waited_for(_: ClientInfo, __: bytes, frame: 
     assert server.receive_untrusted(buffer, len(frame))[0] == len(frame)
 
 
-def test_frames_behind_the_first_are_left_alone() -> None:
+def test_frames_behind_the_first_are_not_read() -> None:
     consumed, logged_in = receive(FRAME + b"\xff" * 40)
     assert consumed == len(FRAME)
     assert logged_in is not None
 
 
-def test_buffer_may_be_longer_than_what_arrived() -> None:
+def test_the_buffer_may_be_longer_than_the_received_bytes() -> None:
     view = memoryview(bytearray(FRAME + bytes(100)))
     assert login().receive_untrusted(view, len(FRAME) - 1) == (0, None)
     assert login().receive_untrusted(view, len(FRAME))[0] == len(FRAME)
 
 
-def test_what_is_returned_does_not_depend_on_the_buffer() -> None:
+def test_the_result_does_not_refer_to_the_buffer() -> None:
     buffer = bytearray(FRAME)
     _, logged_in = login().receive_untrusted(memoryview(buffer), len(buffer))
     buffer[:] = bytes(len(buffer))
@@ -84,7 +84,7 @@ def test_what_is_returned_does_not_depend_on_the_buffer() -> None:
     assert logged_in.client == v.CLIENT.public
 
 
-def test_one_login_serves_many_with_a_nonce_each() -> None:
+def test_each_login_has_its_own_nonce() -> None:
     server = ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE, v.CLIENT_NONCE))
     _, first = server.receive_untrusted(bytearray(FRAME), len(FRAME))
     _, second = server.receive_untrusted(bytearray(FRAME), len(FRAME))
@@ -105,7 +105,7 @@ def test_one_login_serves_many_with_a_nonce_each() -> None:
         (0x02, 0xFFFFFFFF, FrameTooLarge, "long client info"),
     ],
 )
-def test_refused_as_soon_as_the_header_is_there(
+def test_an_illegal_header_is_refused_before_its_payload(
     kind: int, length: int, error: type[RemoteProtocolError], text: str
 ) -> None:
     header = frame_header(kind, length)
@@ -118,7 +118,7 @@ def test_refused_as_soon_as_the_header_is_there(
 
 
 @pytest.mark.parametrize("length", [56, 262144])
-def test_legal_lengths_are_waited_for(length: int) -> None:
+def test_frames_of_legal_length_are_awaited(length: int) -> None:
     header = frame_header(0x02, length)
     assert receive(header) == (0, None)
     assert receive(header + bytes(length - 1)) == (0, None)
@@ -126,13 +126,13 @@ def test_legal_lengths_are_waited_for(length: int) -> None:
         receive(header + b"\x33" * length)
 
 
-def test_longest_client_info_is_let_in() -> None:
+def test_the_longest_client_info_is_accepted() -> None:
     pad = "x" * (262144 - 56 - 16 - len('{"pad":"","version":3}'))
     assert say(f'{{"pad":"{pad}","version":3}}').version == 3
 
 
 @pytest.mark.parametrize(("text", "name", "taken", "frame"), v.APP_NAMES)
-def test_names_are_taken_and_refused_as_by_go(
+def test_app_names_are_accepted_and_refused_as_by_go(
     text: str, name: str, taken: bool, frame: bytes
 ) -> None:
     assert ClientInfo.from_json_untrusted(text.encode()).app_name == name
@@ -148,21 +148,21 @@ def test_names_are_taken_and_refused_as_by_go(
 
 
 @pytest.mark.parametrize("name", ["\\ud800", "\\n", "\\u0000", "\\ud83d\\ude00", "x" * 300])
-def test_a_refused_name_is_cut_and_escaped_in_the_error(name: str) -> None:
-    """Also if the client has the mesh key: nobody is exempt."""
+def test_a_refused_app_name_is_shortened_and_escaped_in_the_error(name: str) -> None:
+    """Clients with the mesh key are refused, too."""
     with pytest.raises(RemoteProtocolError) as caught:
         say(f'{{"meshKey":"{v.MESH_KEY_TEXT}","AppName":"{name}"}}')
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) <= 60
 
 
-def test_client_with_the_zero_key_is_refused() -> None:
+def test_a_client_with_the_zero_key_is_refused() -> None:
     """Go's server would crash."""
     with pytest.raises(RemoteProtocolError, match=r"^client key is zero$"):
         receive(frame_header(0x02, 104) + bytes(32) + FRAME[37:])
 
 
-def test_client_with_a_key_of_low_order_is_refused() -> None:
+def test_a_client_with_a_key_of_low_order_is_refused() -> None:
     with pytest.raises(BadBox):
         receive(frame_header(0x02, 104) + v.LOW_ORDER_KEY.raw + FRAME[37:])
 
@@ -175,21 +175,21 @@ def test_any_changed_bit_of_key_or_box_is_refused() -> None:
             receive(bytes(changed))
 
 
-def test_box_sealed_to_another_server_is_refused() -> None:
+def test_a_box_sealed_to_another_server_is_refused() -> None:
     sealed = v.CLIENT.seal_to(v.K1, b"{}", nonce=v.CLIENT_NONCE)
     with pytest.raises(BadBox, match="cannot open len=42 with client key nodekey:07a37c"):
         receive(pack_client_info(v.CLIENT.public, sealed))
 
 
-def test_own_server_info_is_no_client_info() -> None:
-    """Whoever caught it is not the client; Go's relay lets it in."""
+def test_the_relays_own_box_is_refused_as_client_info() -> None:
+    """The sender of a reflected box is not the client; Go's relay accepts it."""
     _, logged_in = receive(FRAME)
     assert logged_in is not None
     sealed = logged_in.server_info[5:]
     reflected = pack_client_info(v.CLIENT.public, sealed)
     with pytest.raises(RemoteProtocolError, match=f"info of {v.CLIENT.public} is a box that this"):
         receive(reflected)
-    # Only the nonce says so: a client may say just what a relay says.
+    # Only the nonce shows it: the text of a client may equal that of a relay.
     assert say('{"version":2}') == ClientInfo(version=2)
 
 
@@ -204,7 +204,7 @@ def test_a_relay_may_be_its_own_client() -> None:
     assert client.receive_data(logged_in.server_info) == [ServerInfo(version=2)]
 
 
-# Mesh keys at login (derper: malformed drops, wrong only grants nothing)
+# Mesh keys at login (derper: a malformed one ends the connection, a wrong one has no effect)
 
 OTHER_MESH_KEY = "f" * 64
 
@@ -218,7 +218,7 @@ OTHER_MESH_KEY = "f" * 64
         (f'{{"meshKey":"{OTHER_MESH_KEY}"}}', OTHER_MESH_KEY),
     ],
 )
-def test_well_formed_mesh_keys_are_told(json: str, mesh_key: str | None) -> None:
+def test_a_well_formed_mesh_key_is_read(json: str, mesh_key: str | None) -> None:
     want = None if mesh_key is None else MeshKey.parse(mesh_key)
     assert say(json).mesh_key == want
 
@@ -235,7 +235,7 @@ def test_malformed_mesh_keys_are_refused(value: str) -> None:
         say(f'{{"meshKey":{value}}}')
 
 
-def test_client_session_and_server_login_understand_each_other() -> None:
+def test_client_session_and_server_login_complete_a_login() -> None:
     server = login()
     client = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
     client.receive_data(server.greeting)
