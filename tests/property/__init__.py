@@ -1,1 +1,1 @@
-"""What holds for all inputs, tried on many."""
+"""Properties that must hold for all inputs, tested on many."""

@@ -1,4 +1,4 @@
-"""The ClientHello's reader against whatever bytes."""
+"""The ClientHello parser with any bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROTOCOLS = st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=5)
 
 
 def outcome(data: bytes) -> ClientHello | str | None:
-    """What is read from the first bytes of a connection, or why they are refused."""
+    """Return the ClientHello in the first bytes of a connection, or the reason for the refusal."""
     try:
         return parse_client_hello_untrusted(data)
     except RemoteProtocolError as e:
@@ -22,14 +22,16 @@ def outcome(data: bytes) -> ClientHello | str | None:
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(record), st.binary(max_size=20))
-def test_garbage_raises_nothing_else_and_more_bytes_change_no_outcome(
+def test_any_bytes_raise_only_remote_protocol_error_and_more_bytes_change_nothing(
     data: bytes, tail: bytes
 ) -> None:
     assert outcome(data) in (None, outcome(data + tail))
 
 
 @given(st.data())
-def test_damage_raises_nothing_else_and_more_bytes_change_no_outcome(data: st.DataObject) -> None:
+def test_a_damaged_hello_raises_only_remote_protocol_error_and_more_bytes_change_nothing(
+    data: st.DataObject,
+) -> None:
     damaged = bytearray(FULL)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(damaged) - 1))
@@ -39,7 +41,7 @@ def test_damage_raises_nothing_else_and_more_bytes_change_no_outcome(data: st.Da
 
 
 @given(NAMES, PROTOCOLS, st.integers(10, 100), st.binary(max_size=20))
-def test_any_split_into_records_reads_the_same(
+def test_any_split_into_records_has_the_same_result(
     name: bytes, protocols: list[bytes], size: int, tail: bytes
 ) -> None:
     whole = message(sni(name), alpn(*protocols))

@@ -1,8 +1,8 @@
-"""The fast lane delivers what a plain relay does, for any stream in any pieces.
+"""The fast lane delivers the same as a plain relay, for any stream in any pieces.
 
-The plain relay cuts the stream with `FrameBuffer`, checks each frame and gives it to
-`Router.on_frame`. Both run the same script in worlds of their own; in the end all that
-can be seen from outside, and the books, must be equal.
+The plain relay cuts the stream with `FrameBuffer`, checks each frame and passes it to
+`Router.on_frame`. Both run the same script in separate worlds. In the end all frames,
+errors, counters and tables must be equal.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SENDER = "s"
 MESH_SENDER = "m"
 LOCAL = ["s", "a", "b", "d", "m"]
 """Keys with a connection; `d` has two."""
-FAR, REFUSED, NOBODY = "far", "full", "nobody"
-NAMES = [*LOCAL, FAR, REFUSED, NOBODY]
+FAR, REFUSED, UNKNOWN = "far", "full", "unknown"
+NAMES = [*LOCAL, FAR, REFUSED, UNKNOWN]
 
 
 class Forwarder:
-    """Takes everything, or refuses it."""
+    """A forwarder that accepts every packet, or refuses every packet."""
 
     def __init__(self, refuse: DropReason | None) -> None:
         self.refuse = refuse
@@ -52,13 +52,13 @@ class Forwarder:
 
 
 class PlainWorld(World):
-    """A relay without a fast lane: frame by frame, as the specification reads."""
+    """A relay without a fast lane: frame by frame, as the specification describes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._buffers: dict[Peer, FrameBuffer] = {}
         self._counted: set[Peer] = set()
-        """Who has sent the header of an unknown frame that is not whole yet."""
+        """Clients whose unknown frame has been counted at its header, and is still incomplete."""
 
     def receive(self, peer: Peer, data: bytes) -> None:
         buffer = self._buffers.setdefault(peer, FrameBuffer(limit=2**32))
@@ -70,7 +70,7 @@ class PlainWorld(World):
             if peer.left:
                 return
         if len(buffer) >= HEADER.size:
-            # What a header alone tells is told before the payload is there.
+            # Errors of a header are raised before the payload arrives.
             self._on_header(peer, *HEADER.unpack_from(buffer._data))
 
     def _on_header(self, peer: Peer, kind: int, length: int) -> None:
@@ -87,7 +87,7 @@ class PlainWorld(World):
 
 @dataclass
 class Scene:
-    """A relay, who is on it, and what was seen."""
+    """A relay, its clients, and the errors that occurred."""
 
     world: World
     far: Forwarder = field(default_factory=lambda: Forwarder(None))
@@ -101,7 +101,7 @@ class Scene:
         self.world.router.add_forwarder(key(REFUSED), self.refused)
 
     def play(self, script: Script) -> None:
-        """Feed all chunks, with turns, stalls and seconds between them."""
+        """Feed all chunks, with turns, stalls and time between them."""
         sender = self.peers[LOCAL.index(script.sender)]
         for i in script.blocked:
             self.peers[i].block(script.unsent)
@@ -133,7 +133,7 @@ class Scene:
         self.world.check()
 
     def outcome(self) -> dict[str, Any]:
-        """All that the world saw of it, and the books."""
+        """Return all frames, errors, counters and tables."""
         counters = self.world.counters
         registry = self.world.registry
         number = {peer.connection: i for i, peer in enumerate(self.peers)}
@@ -155,26 +155,26 @@ class Scene:
             ],
             "active": {k: number[c] for k, c in registry.active.items()},
             "watchers": [number[c] for c in registry.watchers],
-            "sent to": {k: {number[c] for c in told} for k, told in registry.sent_to.items()},
+            "sent to": {k: {number[c] for c in dsts} for k, dsts in registry.sent_to.items()},
         }
 
 
 @dataclass
 class Script:
-    """What one client sends, how it arrives, and who does not read."""
+    """The frames of one client, how they arrive, and which clients do not read."""
 
     sender: str
     frames: list[bytes]
     cuts: list[tuple[int, int]]
-    """Where reads end: at a frame, so many bytes from its start."""
+    """Where reads end: index of a frame, and bytes from its start."""
     end: int | None
-    """So much of the last frame comes at all; `None`: all of it."""
+    """Bytes of the last frame that arrive; `None`: all of it."""
     turns: list[int]
     blocked: list[int]
     unsent: int
 
     def chunks(self) -> list[tuple[bytes, int]]:
-        """The pieces of the stream, each with what happens after it."""
+        """Return the pieces of the stream, each with the events after it."""
         stream = b"".join(self.frames)
         starts = list(accumulate(map(len, self.frames), initial=0))
         if self.end is not None:
@@ -195,7 +195,7 @@ sizes = st.one_of(
 
 
 def body(size: int, disco: bool, mark: int) -> bytes:
-    """A packet of a size, numbered so that none is like another."""
+    """Return a packet of a size, numbered so that all packets differ."""
     start = DISCO_MAGIC if disco else b"\x54\x53" if mark % 3 == 0 else b""
     return (start + mark.to_bytes(3, "big")).ljust(size, b"\x04")[:size]
 
@@ -232,7 +232,7 @@ relays = st.one_of(
     ),
     st.builds(lambda n: pack_frame(FrameType.CLOSE_PEER, key(n)), names),
 )
-"""An error from anyone else."""
+"""Frames of mesh peers; from any other client they are an error."""
 unknown = st.builds(
     lambda kind, size: pack_frame(kind, b"\x04" * size),
     st.sampled_from([0, 1, 5, 6, 0x13, 0x14, 0x16, 0x77, 0xFF]),
@@ -258,7 +258,7 @@ offsets = st.integers(-1, 6) | st.sampled_from([36, 37, 38, 69]) | st.integers(0
 
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
-    """A stream that is mostly packets; at times something illegal ends it, or what follows."""
+    """Draw a stream that is mostly packets; sometimes an illegal frame is near its end."""
     sender = draw(st.sampled_from([SENDER, MESH_SENDER, "d"]))
     kinds = [runs(), runs(), runs(), unknown, anyones, *[relays] * (sender == MESH_SENDER)]
     frames = draw(
@@ -281,7 +281,7 @@ def scripts(draw: st.DrawFn) -> Script:
 
 @settings(max_examples=300, deadline=None)
 @given(scripts())
-def test_the_fast_lane_delivers_what_a_plain_relay_does(script: Script) -> None:
+def test_the_fast_lane_delivers_the_same_as_a_plain_relay(script: Script) -> None:
     plain = Scene(PlainWorld())
     plain.play(script)
     expected = plain.outcome()

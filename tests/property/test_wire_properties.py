@@ -1,4 +1,4 @@
-"""Properties of the wire: what is packed is read back, however it is cut; rubbish is refused.
+"""Properties of the wire: packed values are read back, however cut; invalid bytes are refused.
 
 Bytes from a peer raise `RemoteProtocolError` or nothing: never an IndexError, never a
 struct.error. Hypothesis is derandomized, so that each run tries the same inputs.
@@ -58,14 +58,14 @@ milliseconds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def chunked(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """`data` in chunks of any size."""
+    """Draw a split of `data` into chunks of any size."""
     cuts = draw(st.lists(st.integers(0, len(data)), max_size=12))
     return [data[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(data)])]
 
 
 @st.composite
 def mutated(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """Valid bytes after a few changes: bits turned, bytes put in or taken out, an early end."""
+    """Draw valid bytes after changes: bits flipped, bytes inserted or removed, a truncation."""
     out = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(out) - 1)))
@@ -86,7 +86,7 @@ def mutated(draw: st.DrawFn, data: bytes) -> list[bytes]:
 
 
 def message_and_frame() -> st.SearchStrategy[tuple[Message, bytes]]:
-    """A message of a server, and its frame."""
+    """Return a strategy for a message of a server, and its frame."""
     return st.one_of(
         st.builds(
             lambda k, p: (ReceivedPacket(k, p), frames.pack_received_packet(k, p)), publics, packets
@@ -110,7 +110,7 @@ def message_and_frame() -> st.SearchStrategy[tuple[Message, bytes]]:
 
 
 def client() -> ClientSession:
-    """A client that waits for its greeting."""
+    """Return a client that waits for the server's key."""
     return ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
 
 
@@ -119,7 +119,7 @@ def client() -> ClientSession:
 
 @quick
 @given(raw_keys)
-def test_public_key_survives_each_of_its_forms(raw: bytes) -> None:
+def test_a_public_key_is_read_back_from_each_of_its_forms(raw: bytes) -> None:
     key = NodePublic(raw)
     assert NodePublic.parse(str(key)) == key
     assert NodePublic.parse_untyped(key.untyped_hex().upper()) == key
@@ -128,14 +128,14 @@ def test_public_key_survives_each_of_its_forms(raw: bytes) -> None:
 
 @quick
 @given(raw_keys.filter(any))
-def test_secret_keys_survive_their_texts(raw: bytes) -> None:
+def test_secret_keys_are_read_back_from_their_texts(raw: bytes) -> None:
     assert NodePrivate.parse(NodePrivate(raw).to_text()) == NodePrivate(raw)
     assert MeshKey.parse(MeshKey(raw).to_text()) == MeshKey(raw)
 
 
 @quick
 @given(st.text(alphabet="0123456789abcdefnodekyprivABC: \n\u0661", max_size=80))
-def test_text_is_a_key_or_invalid(text: str) -> None:
+def test_any_text_is_a_key_or_invalid_key(text: str) -> None:
     forms: list[tuple[Callable[[str], Any], Callable[[Any], str]]] = [
         (NodePublic.parse, str),
         (NodePublic.parse_untyped, NodePublic.untyped_hex),
@@ -173,7 +173,7 @@ valid_infos = st.builds(
 
 @quick
 @given(client_infos)
-def test_client_info_survives_its_json(info: ClientInfo) -> None:
+def test_client_info_is_read_back_from_its_json(info: ClientInfo) -> None:
     assert ClientInfo.from_json_untrusted(info.to_json()) == info
     assert json.loads(info.to_json())["CanAckPings"] is info.can_ack_pings
 
@@ -183,18 +183,20 @@ def test_client_info_survives_its_json(info: ClientInfo) -> None:
 
 @quick
 @given(st.data(), st.lists(message_and_frame(), max_size=6))
-def test_any_chunking_gives_the_same_messages(
-    data: st.DataObject, said: list[tuple[Message, bytes]]
+def test_any_chunking_has_the_same_messages(
+    data: st.DataObject, sent_messages: list[tuple[Message, bytes]]
 ) -> None:
-    stream = v.SERVER_KEY_FRAME + v.SERVER_INFOS[0][2] + b"".join(frame for _, frame in said)
+    stream = (
+        v.SERVER_KEY_FRAME + v.SERVER_INFOS[0][2] + b"".join(frame for _, frame in sent_messages)
+    )
     session = client()
-    heard = [m for chunk in data.draw(chunked(stream)) for m in session.receive_data(chunk)]
-    assert heard == [ServerInfo(version=2), *(message for message, _ in said)]
+    received = [m for chunk in data.draw(chunked(stream)) for m in session.receive_data(chunk)]
+    assert received == [ServerInfo(version=2), *(message for message, _ in sent_messages)]
 
 
 @quick
 @given(st.data(), st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=20)), max_size=6))
-def test_any_chunking_gives_the_same_frames(
+def test_any_chunking_has_the_same_frames(
     data: st.DataObject, sent: list[tuple[int, bytes]]
 ) -> None:
     stream = b"".join(frames.pack_frame(kind, payload) for kind, payload in sent)
@@ -206,7 +208,7 @@ def test_any_chunking_gives_the_same_frames(
 
 @quick
 @given(valid_infos, nonces, st.integers(0, 400), st.binary(max_size=30))
-def test_login_takes_a_whole_frame_and_no_more(
+def test_login_reads_exactly_one_complete_frame(
     info: ClientInfo, nonce: bytes, end: int, behind: bytes
 ) -> None:
     frame = seal_client_info(v.CLIENT, v.SERVER.public, info, nonce=nonce)
@@ -223,7 +225,7 @@ def test_login_takes_a_whole_frame_and_no_more(
 
 @quick
 @given(st.data(), st.lists(st.binary(max_size=200), max_size=5))
-def test_websocket_gives_the_same_stream_in_any_chunking(
+def test_websocket_has_the_same_stream_in_any_chunking(
     data: st.DataObject, messages: list[bytes]
 ) -> None:
     wire = b"".join(Frame(Opcode.BINARY, m).serialize(mask=True) for m in messages)
@@ -246,7 +248,7 @@ def test_upgrade_loses_no_byte_in_any_chunking(data: st.DataObject, behind: byte
     assert stream == behind
 
 
-# Rubbish
+# Invalid bytes
 
 CLIENT_STREAM = b"".join(
     (v.SERVER_KEY_FRAME, v.SERVER_INFOS[1][2], *(bytes.fromhex(h) for h, _, _ in v.SERVER_STREAMS))
@@ -255,7 +257,7 @@ CLIENT_STREAM = b"".join(
 
 @quick
 @given(mutated(CLIENT_STREAM) | st.lists(st.binary(max_size=60), max_size=4))
-def test_client_session_refuses_rubbish(chunks: list[bytes]) -> None:
+def test_client_session_refuses_invalid_bytes(chunks: list[bytes]) -> None:
     sessions = [
         client(),
         ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public),
@@ -283,13 +285,13 @@ def test_client_session_reads_any_frame(kind: int, payload: bytes) -> None:
 
 @quick
 @given(mutated(v.CLIENT_INFOS[2][2]) | st.lists(st.binary(max_size=200), max_size=1))
-def test_server_login_refuses_rubbish(chunks: list[bytes]) -> None:
+def test_server_login_refuses_invalid_bytes(chunks: list[bytes]) -> None:
     data = bytearray(b"".join(chunks))
     login = ServerLogin(v.SERVER, random=bytes)
     for end in {*range(0, len(data), 16), len(data)}:
         with contextlib.suppress(RemoteProtocolError):
             consumed, logged_in = login.receive_untrusted(data, end)
-            if logged_in is not None:  # then not a bit of it was changed
+            if logged_in is not None:  # then the frame was not changed
                 assert data[:consumed] == v.CLIENT_INFOS[2][2]
 
 
@@ -310,7 +312,7 @@ names = st.sampled_from(["meshKey", "MESHKEY", "version", "CanAckPings", "isprob
 )
 @example(b'{"meshKey":"\\ud800"}')
 @example(b'{"\\ud800":1}')
-def test_client_info_refuses_rubbish(text: bytes) -> None:
+def test_client_info_refuses_invalid_bytes(text: bytes) -> None:
     with contextlib.suppress(RemoteProtocolError):
         info = ClientInfo.from_json_untrusted(text)
         assert ClientInfo.from_json_untrusted(info.to_json()) == info
@@ -326,7 +328,7 @@ REQUESTS = (
 
 @quick
 @given(mutated(REQUESTS) | st.lists(st.binary(max_size=100), max_size=4))
-def test_http_connection_refuses_rubbish(chunks: list[bytes]) -> None:
+def test_http_connection_refuses_invalid_bytes(chunks: list[bytes]) -> None:
     http = HttpConnection()
     for chunk in chunks:
         http.receive_data(chunk)
@@ -350,13 +352,13 @@ REPLY = v.SWITCHING_PROTOCOLS.replace(b"101 Switching Protocols", b"502 Bad Gate
     | mutated(b"HTTP/1.1 103 \r\n\r\nHTTP/1.1 404 \r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
     | st.lists(st.binary(max_size=100), max_size=4)
 )
-def test_upgrade_reply_refuses_rubbish(chunks: list[bytes]) -> None:
+def test_upgrade_reply_refuses_invalid_bytes(chunks: list[bytes]) -> None:
     reply = UpgradeReply()
     with contextlib.suppress(RemoteProtocolError):
         for chunk in [*filter(None, chunks), b""]:
             if reply.receive_data(chunk) is not None:
                 return
-        raise AssertionError("neither an answer nor a refusal, and yet the end")
+        raise AssertionError("neither an answer nor an error at the end")
 
 
 WEBSOCKET = b"".join(
@@ -374,8 +376,8 @@ WEBSOCKET = b"".join(
 
 @quick
 @given(mutated(WEBSOCKET) | st.lists(st.binary(max_size=60), max_size=4))
-def test_websocket_server_refuses_rubbish_in_its_own_way(chunks: list[bytes]) -> None:
-    """It raises nothing: it closes, and then sends nothing more."""
+def test_websocket_server_closes_on_invalid_bytes(chunks: list[bytes]) -> None:
+    """It raises nothing. It closes, and then sends nothing more."""
     server = WebSocketServer()
     for chunk in chunks:
         server.receive_data(chunk)
@@ -393,7 +395,7 @@ def test_websocket_server_refuses_rubbish_in_its_own_way(chunks: list[bytes]) ->
     st.lists(st.binary(max_size=80) | mutated(v.META_CERTIFICATE).map(b"".join), max_size=2),
     st.booleans(),
 )
-def test_chain_scan_passes_over_rubbish(chain: list[bytes], followed: bool) -> None:
+def test_chain_scan_skips_invalid_certificates(chain: list[bytes], followed: bool) -> None:
     found = scan_chain_untrusted([*chain, v.META_CERTIFICATE] if followed else chain)
     if followed:
         assert found is not None
