@@ -64,6 +64,7 @@ class Delivery:
         backlog = destination.backlog
         assert backlog is not None
         for dropped, kind in backlog.put(frame, disco=disco):
+            # Go's names: the tail is the frame that came last, the head one that waited.
             reason = DropReason.QUEUE_TAIL if dropped is frame else DropReason.QUEUE_HEAD
             self.counters.drop(reason, disco=kind, size=len(dropped) - PACKET_OVERHEAD)
 
@@ -77,12 +78,14 @@ class Delivery:
         """
         if destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT:
             return True
+        # A write in the middle of the turn: it keeps what one turn collects in memory small.
         if not destination.paused:
             self._flush_one(destination)
         return destination.backlog is None and size <= MAX_UNSENT
 
     def keep_alive(self, connection: Connection) -> None:
         """Send a KeepAlive frame, unless the client has other bytes to read."""
+        # Bytes that wait show the client that the relay lives, as soon as it reads them.
         if not connection.paused:
             self.send_control(connection, KEEP_ALIVE_FRAME)
 
@@ -111,6 +114,7 @@ class Delivery:
         """Write what was collected in this turn: one write for each destination."""
         # A write may end a connection, whose peers then get a PeerGone: they are dirty again.
         while self.dirty:
+            # Replaced first: a write below may mark connections dirty, for the next round.
             dirty, self.dirty = self.dirty, []
             for connection in dirty:
                 connection.dirty = False
@@ -148,6 +152,7 @@ class Delivery:
     def _take_back(self, connection: Connection, frames: list[bytes], *, written: bool) -> None:
         """Correct the counts by the packets of the last write that the kernel did not take."""
         if written:
+            # `send` may have ended the connection, which has then no backlog.
             backlog = connection.backlog
             if backlog is None:
                 return
@@ -174,6 +179,7 @@ class Delivery:
         connection.paused = True
         if connection.backlog is None:
             connection.backlog = Backlog(depth=self._send_queue_depth)
+        # The bound holds for transport and queue together; the largest packet always fits.
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
         connection.backlog.since = self.clock()
         # `out` has frames if something else than a flush filled the socket, for example the
@@ -190,6 +196,7 @@ class Delivery:
     def resume(self, connection: Connection) -> None:
         """Write the queued frames: the kernel has taken all bytes."""
         connection.paused = False
+        # The transport is empty: the kernel has all packets that were in flight.
         self.settle(connection, 0)
         self._drain(connection)
 
@@ -231,6 +238,7 @@ class Delivery:
 
     def _drop_waiting(self, connection: Connection, reason: DropReason) -> list[bytes]:
         """Drop what waits for a connection and count its packets; return the other frames."""
+        # What was collected in this turn is dropped like what was queued: neither was written.
         for frame in chain.from_iterable(map(split_run, connection.out)):
             if frame[0] == FrameType.RECV_PACKET:
                 packet = frame[PACKET_OVERHEAD:]
@@ -262,6 +270,7 @@ class Delivery:
         if backlog is None or not backlog.in_flight:
             return
         for behind, size, disco in backlog.in_flight:
+            # A packet is lost as soon as one of its bytes is: the client cannot read the rest.
             if behind < unsent:
                 self.counters.drop(reason, disco=disco, size=size)
             else:
@@ -308,6 +317,7 @@ class MeshLink:
 
     def batch(self, size: int) -> list[bytes]:
         """Return the first frames that have `size` bytes together, or all; they stay queued."""
+        # They must still be here if the link breaks during the write, to be counted as dropped.
         frames = []
         for frame in self._frames:
             frames.append(frame)

@@ -155,6 +155,7 @@ def receive_runs(
         router.registry.note_activity(connection)
     pos = others = 0
     while True:
+        # The counting below repeats that of `receive`: sharing it would cost a call a read.
         pos, runs, packets, size, disco = walk(data, pos, end, connection.key)
         if packets:
             for key, run, count in runs:
@@ -205,6 +206,7 @@ def _relay_run(router: Router, connection: Connection, key: bytes, run: bytes, c
     """Pass on a run of `count` frames, which are RecvPackets already, to its destination."""
     destination = router.registry.active.get(key)
     if destination is None:
+        # No client here has the key. Each packet may have a reason of its own to be dropped.
         for frame in split_run(run):
             packet = frame[_PACKET:]
             router.forward_or_drop(connection, key, packet, disco=looks_like_disco(packet))
@@ -225,6 +227,7 @@ def _relay_run(router: Router, connection: Connection, key: bytes, run: bytes, c
         destination.out_bytes += size
         destination.out_packets += count
         return
+    # The socket is full: the queues hold single frames, so that the oldest can be dropped.
     for frame in split_run(run):
         router.enqueue(destination, frame, disco=looks_like_disco(frame[_PACKET:]))
 
@@ -236,6 +239,7 @@ def _skip(
     connection.skip -= skipped
     if skipped == end:
         return end
+    # `receive` expects a frame at the start of the buffer. This copy is made once a skipped frame.
     with view[skipped:end] as rest:
         shifted = bytearray(rest)
     with memoryview(shifted) as shifted_view:

@@ -66,6 +66,7 @@ class Router(Delivery):
     def login(self, connection: Connection) -> None:
         """Register a connection, which gets its key's packets from now on; inform the watchers."""
         self.registry.add(connection)
+        # After `add`: a watcher that sends to the new client at once finds it.
         if self.registry.watchers:
             self._tell_watchers(connection.present_frame())
 
@@ -82,12 +83,15 @@ class Router(Delivery):
         Returns:
             with `last_words`, the queued frames that are not packets, for the caller to write.
         """
+        # Before the rest is dropped: frames of this turn can still be written.
         if last_words and not connection.paused:
             self._flush_one(connection)
+        # The lane stops after the current frame, and `_tell_watchers` passes over it.
         connection.has_left = True
         words = self._drop_waiting(connection, DropReason.GONE_DISCONNECTED)
         if connection.preferred:
             self.counters.home_connections -= 1
+        # False while the key has another connection here: its peers can still reach it.
         if self.registry.remove(connection):
             self._tell_departure(connection.key)
         connection.sent_to = None
@@ -97,6 +101,7 @@ class Router(Delivery):
         if self.registry.watchers:
             self.counters.peer_gone_disconnected += len(self.registry.watchers)
             self._tell_watchers(pack_peer_gone(NodePublic(key), PeerGoneReason.DISCONNECTED))
+        # With a forwarder the key can still be reached, through another relay of the mesh.
         if key not in self.forwarders:
             self._tell_left_region(key)
 
@@ -118,6 +123,7 @@ class Router(Delivery):
         elif kind == FrameType.PING:
             self._on_ping(connection, payload)
         elif kind == FrameType.NOTE_PREFERRED:
+            # As in Go, any other byte than 0 means yes.
             self._on_note_preferred(connection, preferred=payload != b"\0")
         elif kind == FrameType.FORWARD_PACKET:
             self._on_forward_packet(connection, payload)
@@ -200,6 +206,7 @@ class Router(Delivery):
         self.enqueue(destination, recv_frame(src, packet), disco=disco)
 
     def _tell_not_here(self, connection: Connection, dst: bytes) -> None:
+        # A token bucket: a client that sends to many absent keys does not get a frame for each.
         now = self.clock()
         tokens = connection.not_here_tokens + (now - connection.not_here_at) * NOT_HERE_RATE
         connection.not_here_at = now
@@ -231,6 +238,7 @@ class Router(Delivery):
     def remove_forwarder(self, key: bytes, forwarder: Forwarder) -> None:
         """Note that another relay no longer has a key."""
         is_local = key in self.registry.active
+        # A key that is connected here as well can still be reached.
         if self.forwarders.remove(key, forwarder, is_local=is_local) and not is_local:
             self._tell_left_region(key)
 
@@ -249,6 +257,7 @@ class Router(Delivery):
                 self._changes(watcher, (frame,))
 
     def _changes(self, watcher: Connection, frames: Iterator[bytes] | tuple[bytes, ...]) -> None:
+        # Changes always pass through a backlog, which puts many of them into one write.
         if watcher.backlog is None:
             watcher.backlog = Backlog(depth=self._send_queue_depth)
             watcher.backlog.since = self.clock()

@@ -106,6 +106,7 @@ class RustlsEngine:
         self._ssl = SSLEngine(contexts, server_name)
         self._server_name = server_name.decode()
         self._extension = _server_name_extension(server_name)
+        # Weak keys: after a renewal the old configuration goes with its last connection.
         self._configs: WeakKeyDictionary[Credential, RustlsConfig | None] = WeakKeyDictionary()
         """`None`: rustls refuses the certificate."""
 

@@ -166,6 +166,7 @@ class RelayProtocol(StagedWriter):
         context = self.context
         context.timers.cancel(self, self._slot)
         context.stalled.pop(self, None)
+        # Each is taken out before it is stopped, because stopping it may call `end` again.
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
@@ -186,6 +187,7 @@ class RelayProtocol(StagedWriter):
     def _say_goodbye(self, words: list[bytes]) -> None:
         if words:
             self.send(words)
+        # From the inside out: the websocket's close frame is sent in TLS, before the close_notify.
         layer = self.inmost
         while layer is not None:
             layer.close()
@@ -206,11 +208,13 @@ class RelayProtocol(StagedWriter):
         if self.held and not transport.is_closing():
             transport.resume_reading()
         self.held = 0
+        # A client with bytes to read gets more time than one that only has to close.
         self._abort_in(LINGER_TIMEOUT if self.full is None else CLOSE_TIMEOUT)
 
     def _abort_in(self, seconds: float) -> None:
         context = self.context
         context.timers.cancel(self, self._slot)
+        # A relay that stops does not wait longer than its own end allows.
         when = min(context.loop.time() + seconds, context.linger_until)
         self._slot = context.timers.add(self, when)
 
@@ -233,6 +237,7 @@ class RelayProtocol(StagedWriter):
         context.timers.cancel(self, self._slot)
         context.stalled.pop(self, None)
         context.protocols.discard(self)
+        # Layers and connection refer to each other: left so, only the cyclic collector frees them.
         layer = self.outmost
         while layer is not None:
             inner = layer.inner

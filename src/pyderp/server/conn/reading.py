@@ -126,6 +126,7 @@ class StagedReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer for the next bytes: after the incomplete frame, if any (asyncio)."""
+        # A large incomplete frame and the layers have buffers of their own.
         tail = self.tail
         if tail is None or self._need or self.outmost is not None:
             return self.room

@@ -66,6 +66,7 @@ class StagedWriter(StagedReader):
         layer = self.inmost
         if layer is not None:
             return layer.send(chunks)
+        # One chunk is the usual case, and joining it would copy it.
         return self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def write(self, data: bytes) -> bool:
@@ -74,6 +75,7 @@ class StagedWriter(StagedReader):
         if transport is None:
             return False
         if self.full is not None:
+            # The router writes nothing to a full socket, but a layer may: a pong or an alert.
             self.full.behind += len(data)
         if data:
             transport.write(data)
@@ -103,6 +105,7 @@ class StagedWriter(StagedReader):
             return
         context = self.context
         size = transport.get_write_buffer_size()
+        # -1: whatever the kernel holds at the first check counts as progress.
         self.full = FullSocket(size, context.loop.time(), (size, -1))
         if self.ended:
             return  # `end` has set a deadline
@@ -113,6 +116,7 @@ class StagedWriter(StagedReader):
     def resume_writing(self) -> None:
         """The kernel has taken all bytes (asyncio)."""
         self.context.stalled.pop(self, None)
+        # Before `resume`, whose writes may fill the socket again.
         self.full = None
         if self.ended:
             self.on_last_bytes_taken()
@@ -158,5 +162,6 @@ class StagedWriter(StagedReader):
             router = self.context.router
             router.counters.write_timeouts += 1
             if self.connection is not None:
+                # Before `end`, so that the packets are dropped for this reason.
                 router.give_up(self.connection, self.unsent_size())
             self.end(EndReason.WRITE_TIMEOUT, How.NOW, f"no byte taken for {timeout:g} s")
