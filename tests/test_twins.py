@@ -273,11 +273,11 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "property/test_wire_properties.py::test_client_session_refuses_invalid_bytes",
     ),
     "FuzzRecvServerKey": (
-        "client/test_login.py::test_bad_greeting",
+        "client/test_login.py::test_a_bad_greeting_fails_the_connect",
         "property/test_wire_properties.py::test_client_session_refuses_invalid_bytes",
     ),
     # New in v1.104.7: derp/derphttp
-    "TestConnectNon101ResponseBodyBounded": ("client/test_login.py::test_body_without_end",),
+    "TestConnectNon101ResponseBodyBounded": ("client/test_login.py::test_the_body_of_a_refusal_is_read_up_to_a_limit",),
     "TestDialNodeUsingProxyHostname": (
         "client/test_connect.py::test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only",
     ),

@@ -47,13 +47,13 @@ def packet_frame(data: bytes, source: NodePublic = PEER) -> bytes:
 
 
 def server_info_frame(client: NodePublic, info: ServerInfo) -> bytes:
-    """ServerInfo for a client of the fake relay."""
+    """A ServerInfo frame for a client of the fake relay."""
     shared = RELAY.shared_key(client)
     return pack_server_info(seal(shared, server_info_json(info), nonce=os.urandom(24)))
 
 
 def frames_of(data: bytes) -> list[tuple[int, bytes]]:
-    """The frames in `data`, which has whole ones only."""
+    """The frames in `data`, which holds whole frames only."""
     buffer = FrameBuffer(1 << 20)
     frames = list(buffer.receive_data(data))
     assert not len(buffer)
@@ -89,7 +89,7 @@ class Peer:
             return kind, await self.reader.readexactly(length)
 
     async def expect(self, kind: FrameType) -> bytes:
-        """The next frame is of a type; gives its payload."""
+        """Read the next frame, which must be of this type; returns its payload."""
         found, payload = await self.frame()
         assert found == kind
         return payload
@@ -100,31 +100,31 @@ class Peer:
         return self.info
 
     async def login(self, info: ServerInfo | None = None) -> None:
-        """Be a relay, from its greeting to ServerInfo."""
+        """Do a relay's part of the login, from the greeting to ServerInfo."""
         self.say(pack_server_key(RELAY.public))
         await self.client_info()
         assert self.key is not None
         self.say(server_info_frame(self.key, info or ServerInfo(version=2)))
 
     async def serve(self, info: ServerInfo | None = None) -> Peer:
-        """Take the upgrade and the login."""
+        """Answer the upgrade, then the login."""
         await self.head()
         self.say(switching_protocols(RELAY.public))
         await self.login(info)
         return self
 
     def hang_up(self) -> None:
-        """Close in order."""
+        """Close the connection in order."""
         self.writer.close()
 
     def cut(self) -> None:
-        """Close with a reset."""
+        """Close the connection with a reset."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def gone(self) -> bytes:
-        """Wait until the client closed; gives what it said before."""
+        """Wait until the client has closed the connection; returns what it sent before."""
         data = bytearray()
         async with asyncio.timeout(BOUND):
             with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ class Peer:
 
 
 class _ClosesWithTheClient(asyncio.StreamReaderProtocol):
-    """A relay does not keep half of a connection."""
+    """Closes its half as soon as the client closes the other half, as a relay does."""
 
     lost = False
 
@@ -148,7 +148,7 @@ class _ClosesWithTheClient(asyncio.StreamReaderProtocol):
 
 
 class FakeRelay:
-    """Listens; `accept` gives connections as they come."""
+    """A listener; `accept` returns connections in the order in which they come."""
 
     def __init__(self) -> None:
         self.connections: asyncio.Queue[Peer] = asyncio.Queue()
@@ -192,7 +192,7 @@ async def fake_relay(context: ssl.SSLContext | None = None) -> AsyncIterator[Fak
     finally:
         server.close()
         for peer in relay.seen:
-            if not peer.protocol.lost:  # or else asyncio's transports fail after a slow close
+            if not peer.protocol.lost:  # without this, asyncio's transports fail after a slow close
                 peer.writer.transport.abort()
             with contextlib.suppress(OSError, ssl.SSLError):
                 await peer.writer.wait_closed()
@@ -203,7 +203,7 @@ async def fake_relay(context: ssl.SSLContext | None = None) -> AsyncIterator[Fak
 async def connected(
     relay: FakeRelay, config: ClientConfig | None = None, *, info: ServerInfo | None = None
 ) -> AsyncIterator[tuple[Client, Peer]]:
-    """A client of a fake relay that is connected; ServerInfo waits to be received."""
+    """A connected client of a fake relay; ServerInfo has not been received yet."""
     config = config or ClientConfig(network=DIRECT)
     async with Client.for_url(relay.url, config=config) as client, bounded():
         peer = await connects(client, relay, info=info)
@@ -211,7 +211,7 @@ async def connected(
 
 
 async def connects(client: Client, relay: FakeRelay, *, info: ServerInfo | None = None) -> Peer:
-    """Connect, both sides."""
+    """Connect the client, and play the relay's part."""
     connecting = asyncio.create_task(client.connect())
     peer = await relay.serve(info)
     await connecting
@@ -223,7 +223,7 @@ def bounded() -> asyncio.Timeout:
 
 
 async def wait_for(client: Client, kind: type[M]) -> M:
-    """The next message of a type; others before it are dropped."""
+    """The next message of a type; messages before it are dropped."""
     async with bounded():
         while not isinstance(message := await client.recv(), kind):
             pass
@@ -242,14 +242,14 @@ async def until_closed(client: Client) -> tuple[list[Message], ConnectionClosed]
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until something holds that nobody tells."""
+    """Let the loop run until a condition holds for which there is no event."""
     async with bounded():
-        while not condition():  # noqa: ASYNC110 (nobody tells)
+        while not condition():  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
 
 
 class FakeLink(Link):
-    """A link in memory: keeps what is written, brings what it is fed."""
+    """A link in memory that keeps what is written and delivers what it is fed."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -296,7 +296,7 @@ class FakeLink(Link):
     def remote_address(self) -> tuple[str, int] | None:
         return ("192.0.2.2", 2)
 
-    # The other side
+    # The relay's side
 
     def feed(self, *frames: bytes) -> None:
         assert self.receiver is not None
@@ -307,7 +307,7 @@ class FakeLink(Link):
         self.receiver.connection_lost(error)
 
     def took_all(self) -> None:
-        """The kernel took everything."""
+        """The kernel took all bytes."""
         assert self.receiver is not None
         self.pending_bytes = 0
         self.receiver.writable()
@@ -347,7 +347,7 @@ class Log(logging.Handler):
 
 
 class LoginLink(FakeLink):
-    """A fake link whose relay greets, or does not."""
+    """A fake link whose relay sends its greeting, or stays silent."""
 
     def __init__(self, *, silent: bool = False) -> None:
         super().__init__()
@@ -359,14 +359,14 @@ class LoginLink(FakeLink):
         return pack_server_key(RELAY.public)
 
     def words(self) -> list[tuple[int, bytes]]:
-        """The frames that were written since the last call."""
+        """The frames written since the last call."""
         data = b"".join(self.written)
         self.written.clear()
         return frames_of(data)
 
 
 class Links:
-    """Opens a `LoginLink` at each connect; nothing in it takes a turn of the loop."""
+    """Opens a `LoginLink` for each connect, without a turn of the loop."""
 
     def __init__(self) -> None:
         self.all: list[LoginLink] = []
@@ -390,7 +390,7 @@ class Links:
         return self.all[-1]
 
     def finish(self) -> None:
-        """Links confirm that they are closed, so that nobody waits for them."""
+        """Let all links confirm that they are closed, so that no task waits for them."""
         for link in self.all:
             if link.receiver is not None:
                 link.lose()
@@ -398,7 +398,7 @@ class Links:
 
 @contextlib.asynccontextmanager
 async def linked(config: ClientConfig | None = None) -> AsyncIterator[tuple[Client, Links]]:
-    """A client over links in memory, connected."""
+    """A connected client over links in memory."""
     links = Links()
     client = links.client(config)
     async with bounded():

@@ -1,4 +1,4 @@
-"""Cancelled at every await, no call of the client leaves a socket, a task or a timer behind."""
+"""A call of the client that is cancelled at any await leaves no socket, task or timer."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ Work = Callable[[Client], Coroutine[Any, Any, object]]
 
 @dataclass
 class Turns:
-    """Awaits something and cancels it at its n-th await, from 0.
+    """Awaits an awaitable and cancels it at its n-th await, counted from 0.
 
     Args:
-        late: when what it waits for has just come, rather than while it waits.
+        late: cancel when the awaited result has just come, instead of while it is awaited.
     """
 
     work: Coroutine[Any, Any, object]
@@ -93,7 +93,7 @@ class World:
         if "region" in self.way:
             return Client.for_region(self.region, config=config)
         if "tls" in self.way:
-            # The name is not in DNS, so that the way leads over a dialer.
+            # The name is not in DNS, so that the connection needs the dialer.
             config = replace(config, dialer=self.dial)
             return Client.for_url(f"https://{NAME}:{self.relay.address[1]}/derp", config=config)
         return Client.for_url(self.relay.url, config=config)
@@ -117,7 +117,7 @@ class World:
         return DERPRegion(region_id=900, nodes=(node,))
 
     def timers(self) -> int:
-        """Timers of the client that run; uvloop does not tell."""
+        """Running timers of the client; none on uvloop, which does not list them."""
         handles = getattr(asyncio.get_running_loop(), "_scheduled", ())
         names = [str(handle._callback) for handle in handles if not handle.cancelled()]
         ours = ("Connection._check_receive_timeout", "Timeout")
@@ -127,12 +127,12 @@ class World:
         await self.sockets.closed()
         await until_gone(self.relay)
         async with bounded():
-            while asyncio.all_tasks() != tasks:  # noqa: ASYNC110 (nobody tells)
+            while asyncio.all_tasks() != tasks:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0)
         assert self.timers() == timers
 
 
-async def everywhere(
+async def cancel_at_each_await(
     world: World,
     work: Callable[[Client], Coroutine[Any, Any, Any]],
     *,
@@ -140,7 +140,7 @@ async def everywhere(
     works_after: bool = True,
     **settings: Any,
 ) -> int:
-    """Cancel `work` at each of its awaits, and in each turn of the loop; gives how many awaits."""
+    """Cancel `work` at each of its awaits, early and late; returns how many awaits there were."""
     awaits = 0
     for mode in ("waiting", "late", "turn"):
         for at in itertools.count():
@@ -160,9 +160,9 @@ async def everywhere(
                 awaits = max(awaits, turns.count)
             if not task.cancelled():
                 task.result()
-            # Nothing is open but what the client knows of.
+            # Only what the client knows of is open.
             async with bounded():
-                while _open(world) > client.connected:  # noqa: ASYNC110 (nobody tells)
+                while _open(world) > client.connected:  # noqa: ASYNC110 (there is no event)
                     await asyncio.sleep(0)
             if works_after:
                 async with bounded():
@@ -177,7 +177,7 @@ async def everywhere(
 
 
 async def _cancel_in_turn(task: asyncio.Task[Any], turn: int) -> bool:
-    """Cancel a task after some turns of the loop; whether it was done before."""
+    """Cancel a task after some turns of the loop; returns whether it was done before."""
     for _ in range(turn):
         await asyncio.sleep(0)
     if task.done():
@@ -197,7 +197,7 @@ async def _run(turns: Awaitable[None]) -> None:
 
 
 def in_world(tls: ManualTLS, way: str, test: Callable[[World], Awaitable[None]]) -> Any:
-    """A coroutine that runs a test in a world of its own."""
+    """A coroutine that runs a test in a new world."""
 
     async def main() -> None:
         config = RelayConfig(mesh_key=MESH, tls=tls if "tls" in way else None)
@@ -233,69 +233,63 @@ async def aclose(client: Client) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_connect(tls: ManualTLS, way: str) -> None:
-    """A connect: TCP, TLS, upgrade and login."""
-
+async def test_a_cancelled_connect_leaves_nothing_open(tls: ManualTLS, way: str) -> None:
     async def test(world: World) -> None:
-        assert await everywhere(world, connect) >= 2
+        assert await cancel_at_each_await(world, connect) >= 2
 
     await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", ["url", "tls"])
 @pytest.mark.parametrize("work", [send, Client.recv, receive_all, iterate])
-async def test_calls_that_connect(tls: ManualTLS, way: str, work: Work) -> None:
-    """A send or receive that has to connect first."""
-
+async def test_a_cancelled_call_that_connects_first_leaves_nothing_open(
+    tls: ManualTLS, way: str, work: Work
+) -> None:
     async def test(world: World) -> None:
-        assert await everywhere(world, work) >= 2
+        assert await cancel_at_each_await(world, work) >= 2
 
     await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", ["url", "tls websocket"])
-async def test_ping(tls: ManualTLS, way: str) -> None:
-    """A ping; the next one is answered all the same."""
+async def test_a_cancelled_ping_leaves_nothing_open(tls: ManualTLS, way: str) -> None:
+    """The next ping is answered as well."""
 
     async def test(world: World) -> None:
-        assert await everywhere(world, ping, before=connect) >= 1
+        assert await cancel_at_each_await(world, ping, before=connect) >= 1
 
     await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_aclose(tls: ManualTLS, way: str) -> None:
-    """Closing; also a close that is cancelled closes."""
-
+async def test_a_cancelled_close_closes(tls: ManualTLS, way: str) -> None:
     async def test(world: World) -> None:
-        turns = await everywhere(world, aclose, before=send, works_after=False)
+        turns = await cancel_at_each_await(world, aclose, before=send, works_after=False)
         assert turns >= 1
 
     await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", ["url", "tls"])
-async def test_watch_mesh(tls: ManualTLS, way: str) -> None:
-    """Watching, until we hear of ourselves."""
-
-    class HeardEnough(Exception):
+async def test_a_cancelled_watch_leaves_nothing_open(tls: ManualTLS, way: str) -> None:
+    class SawItself(Exception):
         pass
 
     def add(peer: PeerPresent) -> None:
-        raise HeardEnough
+        raise SawItself
 
     async def work(client: Client) -> None:
-        with pytest.raises(HeardEnough):
+        with pytest.raises(SawItself):
             await watch_mesh(client, add=add, remove=lambda _: None)
 
     async def test(world: World) -> None:
-        assert await everywhere(world, work, mesh_key=MESH) >= 2
+        assert await cancel_at_each_await(world, work, mesh_key=MESH) >= 2
 
     await in_world(tls, way, test)
 
 
-async def test_dial_region_tls(tls: ManualTLS) -> None:
-    """A dial to measure; what it gave is the caller's."""
+async def test_a_cancelled_dial_to_measure_leaves_nothing_open(tls: ManualTLS) -> None:
+    """A connection that the dial has returned is the caller's."""
 
     async def test(world: World) -> None:
         async def work(client: Client) -> None:
@@ -303,16 +297,14 @@ async def test_dial_region_tls(tls: ManualTLS) -> None:
             assert node == world.region.nodes[0]
             link.abort()
 
-        assert await everywhere(world, work, works_after=False) >= 2
+        assert await cancel_at_each_await(world, work, works_after=False) >= 2
 
     await in_world(tls, "tls region", test)
 
 
-async def test_over_stream(tls: ManualTLS) -> None:
-    """A session over a stream that a function opens."""
-
+async def test_a_cancelled_session_over_a_stream_leaves_nothing_open(tls: ManualTLS) -> None:
     async def test(world: World) -> None:
-        # A relay speaks DERP only after an upgrade, so the function makes one.
+        # A relay speaks DERP only after an upgrade, so the function does one.
         async def upgraded() -> Any:
             reader, writer = await world.dial(NAME, world.relay.address[1])
             try:
@@ -325,16 +317,16 @@ async def test_over_stream(tls: ManualTLS) -> None:
                 raise
             return reader, writer
 
-        world.client = lambda **_: Client.over_stream(upgraded)  # type: ignore[method-assign]  # here only
-        assert await everywhere(world, connect) >= 2
-        assert await everywhere(world, aclose, before=send, works_after=False) >= 1
+        world.client = lambda **_: Client.over_stream(upgraded)  # type: ignore[method-assign]  # of this object only
+        assert await cancel_at_each_await(world, connect) >= 2
+        assert await cancel_at_each_await(world, aclose, before=send, works_after=False) >= 1
 
     await in_world(tls, "url", test)
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_aclose_during_connect(tls: ManualTLS, way: str) -> None:
-    """A close at any moment of a connect cancels it, for all who wait; nothing stays open."""
+async def test_a_close_cancels_a_connect_at_any_await(tls: ManualTLS, way: str) -> None:
+    """All calls that wait for the connect end, and nothing stays open."""
 
     async def test(world: World) -> None:
         for turn in itertools.count():

@@ -1,4 +1,4 @@
-"""The client: lazy, one connection at a time, errors said once."""
+"""The client connects when needed, has one connection at a time, reports each error once."""
 
 from __future__ import annotations
 
@@ -39,14 +39,12 @@ from .fakes import (
 
 
 def state(client: Client) -> str:
-    """For mypy, which does not expect it to change."""
+    """The client's state, behind a call: mypy takes an attribute to be unchanged."""
     return client.connection_state
 
 
 class TestMaking:
-    """Making a client does nothing."""
-
-    def test_no_io(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_does_no_io(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """No constructor opens a socket, looks up a name, reads a file or needs a loop."""
 
         def never(*_: object, **__: object) -> Any:
@@ -67,7 +65,8 @@ class TestMaking:
             assert client.connection_state == "not connected"
 
     def test_text(self) -> None:
-        """Its text has the relay's key, none before a connect; its repr has its own."""
+        """Its text has the relay's key, and none before a connect; its repr has the client's
+        key."""
         private = NodePrivate.generate()
         client = Client.for_url("https://user:pw@derp.example.com/derp", private_key=private)
         short = private.public.short()
@@ -75,7 +74,7 @@ class TestMaking:
         assert repr(client) == f"<pyderp.Client {short} url=https://xxxxx@derp.example.com/derp>"
 
     async def test_before_the_first_connect(self) -> None:
-        """There is nothing to tell yet (with a twin of TestLocalAddrNoMutex)."""
+        """It has no addresses and no relay key (with a twin of TestLocalAddrNoMutex)."""
         client = Client.for_url("http://127.0.0.1:1/derp")
         assert client.server_public_key is None
         assert client.tls_state is None
@@ -89,10 +88,10 @@ class TestMaking:
 
 
 class TestState:
-    """What a connected client tells."""
+    """Attributes of a client."""
 
     async def test_properties(self) -> None:
-        """Keys, addresses and state of the connection; the relay's key outlives it."""
+        """Keys, addresses and state are those of the connection; the relay's key outlives it."""
         async with fake_relay() as relay, connected(relay) as (client, peer):
             assert client.connected
             assert state(client) == "connected"
@@ -109,7 +108,7 @@ class TestState:
             assert client.server_public_key == RELAY.public
 
     async def test_connecting(self) -> None:
-        """While it connects, nothing that does not connect has to wait
+        """During a connect, calls that need no connection do not wait
         (with a twin of TestLocalAddrNoMutex)."""
         async with fake_relay() as relay:
             client = Client.for_url(relay.url, config=ClientConfig(network=DIRECT))
@@ -131,10 +130,10 @@ class TestState:
 
 
 class TestReconnect:
-    """A connection that breaks is an error once; then there is a new one."""
+    """A connection that breaks is reported once; then the client connects anew."""
 
     async def test_receiver(self) -> None:
-        """A receiver gets all that came, one error, and then a higher generation."""
+        """A receiver gets all messages, one error, and then a higher generation."""
         async with fake_relay() as relay, connected(relay) as (client, peer):
             peer.say(packet_frame(b"1"), packet_frame(b"2"))
             peer.hang_up()
@@ -153,7 +152,7 @@ class TestReconnect:
             assert client.generation == 2
 
     async def test_sender(self) -> None:
-        """A send over a connection that broke raises once; the next one connects."""
+        """A send over a broken connection raises once; the next send connects."""
         async with linked() as (client, links):
             links.last.lose(ConnectionResetError("gone"))
             with pytest.raises(
@@ -170,7 +169,7 @@ class TestReconnect:
 
     @pytest.mark.parametrize("lost", [True, False])
     async def test_receiver_after_a_sender(self, lost: bool) -> None:
-        """A reconnect by a sender is one error for the receiver, after what had come."""
+        """A reconnect by a sender is one error for the receiver, after all earlier messages."""
         async with linked() as (client, links):
             links.last.feed(packet_frame(b"1"), packet_frame(b"2"))
             assert await client.recv() == ReceivedPacket(PEER, b"1")
@@ -186,7 +185,7 @@ class TestReconnect:
             assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"3"), 2)
 
     async def test_together(self) -> None:
-        """Sender and receiver that fail together do not close each other's new connection."""
+        """A sender and a receiver that fail together do not close each other's new connection."""
         async with linked() as (client, links):
             receiving = asyncio.create_task(client.recv())
             await asyncio.sleep(0)
@@ -195,7 +194,7 @@ class TestReconnect:
                 await client.send(PEER, b"x")
             await client.send(PEER, b"y")
             assert client.generation == 2
-            # Only now the receiver has its turn, and closes what broke.
+            # Only now the receiver runs, and closes the broken connection.
             with pytest.raises(ConnectionClosed):
                 await receiving
             assert client.connected
@@ -204,7 +203,8 @@ class TestReconnect:
             assert not links.last.aborted
 
     async def test_connect_replaces_what_broke(self) -> None:
-        """`connect` makes a new connection at once; a receiver hears of the old one first."""
+        """`connect` makes a new connection at once; a receiver first gets the error of the old
+        one."""
         async with linked() as (client, links):
             receiving = asyncio.create_task(client.recv())
             await asyncio.sleep(0)
@@ -218,7 +218,7 @@ class TestReconnect:
             assert client.generation == 2
 
     async def test_failed_reconnect(self) -> None:
-        """A failed attempt is a connect error each time, and harms nothing."""
+        """A failed attempt raises a connect error each time; the next attempt can succeed."""
         async with linked() as (client, links):
             links.last.lose()
             await until_closed(client)
@@ -233,7 +233,7 @@ class TestReconnect:
             assert client.stats.failed_connects == 3
 
     async def test_one_connection_at_a_time(self) -> None:
-        """Many that fail together make one new connection."""
+        """Many senders that fail together make one new connection."""
         async with linked() as (client, links):
 
             async def sender() -> None:
@@ -250,10 +250,11 @@ class TestReconnect:
 
 
 class TestWriteErrors:
-    """What was sent and did not leave is told to the next send, and to the receiver."""
+    """Bytes that could not be written are reported to the next send and to the receiver."""
 
     async def test_receiver_and_next_sender(self) -> None:
-        """The receiver hears first; the next send is told once, and the one after it connects."""
+        """The receiver gets the error first; the next send raises once, and the one after it
+        connects."""
         async with linked() as (client, links):
             receiving = asyncio.create_task(client.recv())
             await client.send(PEER, b"lost")
@@ -268,7 +269,7 @@ class TestWriteErrors:
 
     @pytest.mark.parametrize("call", ["send", "send_many", "forward_packet"])
     async def test_receiver_that_reconnects(self, call: str) -> None:
-        """Also when the receiver has connected anew meanwhile; that connection stays."""
+        """The next send raises also if the receiver has connected anew; that connection stays."""
         async with linked() as (client, links):
             receiving = asyncio.create_task(client.recv())
             await client.send(PEER, b"lost")
@@ -293,7 +294,7 @@ class TestWriteErrors:
             assert await receiving == ReceivedPacket(PEER, b"1")
 
     async def test_connect_in_between(self) -> None:
-        """Also after a `connect`, which itself works."""
+        """The next send raises also after a `connect`, which itself works."""
         async with linked() as (client, links):
             await client.send(PEER, b"lost")
             links.last.lose()  # before the turn was over
@@ -307,7 +308,7 @@ class TestWriteErrors:
             assert client.generation == 2
 
     async def test_a_sender_that_receives_its_own_packets(self) -> None:
-        """A sender that was waiting is told there and then, and not the next one again."""
+        """A waiting sender raises at once; its next send does not raise again."""
         async with linked() as (client, links):
             links.last.pending_bytes = 1 << 20
             await client.send_many(PEER, [])
@@ -324,10 +325,10 @@ class TestWriteErrors:
             assert client.generation == 2
 
     async def test_broken_byte_stream(self) -> None:
-        """A stream that cannot be written says so to both."""
+        """A stream that cannot be written raises in sender and receiver."""
 
         class Broken:
-            """Greets, and then takes nothing."""
+            """Sends a greeting, and then fails each write."""
 
             def __init__(self) -> None:
                 self.end = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Closing a client, and what still arrives."""
+"""Closing a client, and what still arrives afterwards."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from .fakes import (
 
 
 class TestClose:
-    """Closing a client."""
-
     async def test_calls_after_it(self) -> None:
-        """Everything that would connect says that the client is closed; closing again is fine."""
+        """Each call that would connect raises that the client is closed; a second close does
+        nothing."""
         async with fake_relay() as relay, connected(relay) as (client, peer):
             await client.send(PEER, b"last words")
             await client.aclose()
@@ -51,11 +50,11 @@ class TestClose:
             ):
                 with pytest.raises(ClientClosed, match=r"^derphttp\.Client closed$"):
                     await call
-            await client.note_preferred(True)  # says nothing to anybody
+            await client.note_preferred(True)  # sends no frame
             assert len(relay.seen) == 1
 
     async def test_waiting_calls(self) -> None:
-        """Calls that wait end with exactly that error."""
+        """Waiting calls raise ClientClosed itself."""
         async with linked() as (client, links):
             links.last.pending_bytes = 1 << 20
             waiting = [
@@ -75,7 +74,7 @@ class TestClose:
             assert not client.stats.disconnects
 
     async def test_a_lot_to_send(self) -> None:
-        """What was sent before still leaves, also when the kernel has to wait for the relay."""
+        """What was sent before still leaves, also when the kernel waits for the relay."""
         async with fake_relay() as relay, connected(relay) as (client, peer):
             sending = asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 200))
             connection = client._life.connection
@@ -94,7 +93,7 @@ class TestClose:
             assert 0 < received == client.stats.packets_sent < 200
 
     async def test_context(self) -> None:
-        """A block closes at its end and does not connect at its beginning."""
+        """`async with` closes at its end and does not connect at its start."""
         links = Links()
         async with links.client() as client:
             assert not links.all

@@ -14,14 +14,14 @@ from pyderp import ClientConfig, ConfigError
 @pytest.mark.parametrize("name", ["connect_timeout", "receive_timeout"])
 @pytest.mark.parametrize("value", [0, -1.0, math.nan])
 def test_times_must_be_positive(name: str, value: float) -> None:
-    """A time that is not positive is refused by name."""
+    """The error names the time that is not positive."""
     settings: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=name):
         ClientConfig(**settings)
 
 
-def test_defaults() -> None:
-    """The times are Go's, and nothing is said at login that was not asked for."""
+def test_defaults_are_those_of_go() -> None:
+    """By default, the login sends nothing optional."""
     config = ClientConfig()
     assert (config.connect_timeout, config.receive_timeout) == (10.0, 120.0)
     assert config.mesh_key is None
@@ -48,6 +48,6 @@ def test_a_name_that_relays_take_is_taken(name: str) -> None:
 
 
 def test_frozen() -> None:
-    """Settings are shared between clients, so they cannot change."""
+    """Clients share settings, so settings cannot change."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         ClientConfig().app_name = "x"  # type: ignore[misc]  # what is tested

@@ -1,4 +1,4 @@
-"""Ports, scheme, Host, request target and what is shown of them."""
+"""Port, scheme, Host, request target and the URL as shown."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from pyderp.client.config import node_url, parse_url, region_label
         ("https://user:pw@h:8443/derp", True, "h", 8443, "h:8443", "/derp"),
     ],
 )
-def test_url(url: str, tls: bool, host: str, port: int, header: str, target: str) -> None:
-    """A URL says where to connect, whether in TLS, and what to ask for."""
+def test_a_url_decides_address_tls_and_request_target(
+    url: str, tls: bool, host: str, port: int, header: str, target: str
+) -> None:
     found = parse_url(url)
     assert found.tls is tls
     assert (found.host, found.port) == (host, port)
@@ -65,8 +66,8 @@ def test_url(url: str, tls: bool, host: str, port: int, header: str, target: str
         ("https://[::1/derp", "derphttp.NewClient: "),
     ],
 )
-def test_url_that_cannot_be_used(url: str, text: str) -> None:
-    """A URL without host or port is refused when the client is made, with Go's words."""
+def test_a_url_without_host_or_port_is_refused(url: str, text: str) -> None:
+    """A URL without host or port is refused when the client is made, with Go's text."""
     with pytest.raises(ConfigError) as caught:
         Client.for_url(url)
     assert str(caught.value).startswith(text)
@@ -80,14 +81,14 @@ def test_url_that_cannot_be_used(url: str, text: str) -> None:
         "https://user:s3cret@[::1/derp",
         "https://user:s3cret@/derp",
         "ftp://user:s3cret@h/derp",
-        # The password ends the host for a parser, and looks like a port.
+        # For a parser, the password ends the host, and looks like a port.
         "https://user:s3cret/more@h/derp",
-        # This character is a / in disguise, and the standard library repeats it all.
+        # This character is equivalent to a /, and the standard library's error repeats the URL.
         "https://user:s3cret@h\u2100/derp",
     ],
 )
 def test_errors_do_not_show_the_password(url: str) -> None:
-    """A URL that cannot be used is refused without its password, in the traceback as well."""
+    """Neither the error nor its traceback contains the password."""
     with pytest.raises(ConfigError) as caught:
         parse_url(url)
     assert "s3cret" not in "".join(traceback.format_exception_only(caught.value))
@@ -98,7 +99,7 @@ def test_errors_do_not_show_the_password(url: str) -> None:
 
 
 def test_password_is_kept_for_a_websocket_only() -> None:
-    """Name and password are there, decoded, and not in what is shown."""
+    """Name and password are decoded, and not in the URL as shown."""
     found = parse_url("https://us%40er:p%2Fw@h/derp")
     assert found.userinfo == ("us@er", "p/w")
     assert found.text == "https://xxxxx@h/derp"
@@ -122,8 +123,9 @@ def test_password_is_kept_for_a_websocket_only() -> None:
         (3340, False, 3340, "http://n.example:3340/derp"),
     ],
 )
-def test_node_url(derp_port: int, tls: bool, port: int, text: str) -> None:
-    """A node's port is in URL and Host unless it is the scheme's own."""
+def test_a_nodes_port_is_left_out_if_it_is_the_schemes_own(
+    derp_port: int, tls: bool, port: int, text: str
+) -> None:
     node = DERPNode(name="1a", region_id=1, host_name="n.example", derp_port=derp_port)
     found = node_url(node, tls=tls)
     assert found.text == text
@@ -133,13 +135,11 @@ def test_node_url(derp_port: int, tls: bool, port: int, text: str) -> None:
     assert found.request_target == "/derp"
 
 
-def test_node_by_address() -> None:
-    """An IPv6 address as a host name gets its brackets."""
+def test_a_node_with_an_ipv6_address_as_host_name_gets_brackets() -> None:
     node = DERPNode(name="1a", region_id=1, host_name="::1", derp_port=444)
     assert node_url(node, tls=True).host_header == "[::1]:444"
     assert node_url(node, tls=True).host == "::1"
 
 
-def test_region_label() -> None:
-    """A region is named as in Go."""
+def test_a_region_is_named_as_in_go() -> None:
     assert region_label(DERPRegion(region_id=7, region_code="x")) == "region 7 (x)"

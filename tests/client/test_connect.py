@@ -1,4 +1,4 @@
-"""One attempt to connect: its time, its errors, its order of nodes."""
+"""One attempt to connect: its time limit, its errors, its order of nodes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def closed_port() -> int:
 
 @contextlib.contextmanager
 def full_port() -> Any:
-    """A port whose queue is full, so that connecting to it takes for ever."""
+    """A port whose accept queue is full, so that connecting to it never ends."""
     with socket.socket() as server, contextlib.ExitStack() as stack:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -128,11 +128,11 @@ STAGES: dict[str, tuple[str, dict[str, Any], Callable[[Peer], Any], str]] = {
 
 
 class TestTime:
-    """`connect_timeout` holds for all steps together."""
+    """`connect_timeout` holds for all steps of a connect together."""
 
     @pytest.mark.parametrize("stage", STAGES)
-    async def test_silence(self, stage: str) -> None:
-        """A server that falls silent is given up, with the step in the error."""
+    async def test_a_silent_server_is_given_up(self, stage: str) -> None:
+        """The error names the step."""
         scheme, settings, start, step = STAGES[stage]
 
         async with fake_relay() as relay:
@@ -147,21 +147,18 @@ class TestTime:
                 assert isinstance(error.attempts[0], TimeoutError)
                 assert client.stats.failed_connects == 1
                 await peer.gone()
-                # The client is good for another attempt.
+                # The client can connect again.
                 assert client.generation == 0
                 if scheme == "http" and not settings:
                     await connects(client, relay)
 
-    async def test_tcp(self) -> None:
-        """So is one that does not even take the connection."""
+    async def test_a_server_that_takes_no_connection_is_given_up(self) -> None:
         with full_port() as port:
             async with of_url(f"http://127.0.0.1:{port}/derp", connect_timeout=0.1) as client:
                 error = await fails(client)
                 assert str(error).endswith("no answer within 0.1 s, connecting")
 
-    async def test_dialer(self) -> None:
-        """And a dialer that never comes back."""
-
+    async def test_a_dialer_that_never_returns_is_given_up(self) -> None:
         async def dialer(_host: str, _port: int) -> socket.socket:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
@@ -169,8 +166,7 @@ class TestTime:
         async with of_url("http://h/derp", connect_timeout=0.1, dialer=dialer) as client:
             assert str(await fails(client)).endswith("/derp: no answer within 0.1 s, connecting")
 
-    async def test_greeting_over_a_stream(self) -> None:
-        """And a stream that says nothing."""
+    async def test_a_silent_stream_is_given_up(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             client = Client.over_stream(ours, config=ClientConfig(connect_timeout=0.1))
@@ -183,8 +179,8 @@ class TestTime:
             await client.aclose()
 
     @pytest.mark.parametrize("scheme", ["http", "https"])
-    async def test_deadline_of_the_caller(self, scheme: str) -> None:
-        """A sooner deadline of the caller's is his own TimeoutError; nothing stays open."""
+    async def test_a_sooner_deadline_of_the_caller_raises_timeouterror(self, scheme: str) -> None:
+        """Nothing stays open."""
         async with (
             fake_relay() as relay,
             of_url(relay.url.replace("http", scheme, 1)) as client,
@@ -196,8 +192,9 @@ class TestTime:
             assert client.connection_state == "not connected"
 
     @pytest.mark.parametrize("call", ["send", "recv"])
-    async def test_connect_scope(self, call: str) -> None:
-        """A scope bounds the connects of sends and receives, and not that of `connect`."""
+    async def test_connect_scope_bounds_the_connects_of_sends_and_receives_only(
+        self, call: str
+    ) -> None:
         async with fake_relay() as relay:
             scopes: list[asyncio.Timeout] = []
 
@@ -219,10 +216,10 @@ class TestTime:
 
 
 class TestErrors:
-    """What a failed connect says."""
+    """Errors of a failed connect."""
 
-    async def test_refused(self) -> None:
-        """Label, target and cause, as in Go; the address of the target stands there once."""
+    async def test_label_target_and_cause_are_those_of_go(self) -> None:
+        """The target's address is there once."""
         url = f"http://127.0.0.1:{closed_port()}/derp"
         async with of_url(url) as client:
             error = await fails(client)
@@ -241,8 +238,7 @@ class TestErrors:
             assert client.stats.failed_connects == 5
 
     @pytest.mark.parametrize("websocket", [False, True])
-    async def test_passwords(self, websocket: bool) -> None:
-        """The password of a URL is in no error and no log line."""
+    async def test_no_error_or_log_line_has_the_password(self, websocket: bool) -> None:
         url = f"http://user:s3cret@127.0.0.1:{closed_port()}/derp"
         with Log("pyderp") as log:
             async with of_url(url, websocket=websocket) as client:
@@ -253,14 +249,13 @@ class TestErrors:
         assert any("xxxxx" in line for line in log.lines)
         assert not any("s3cret" in text for text in texts)
 
-    async def test_certificate(self) -> None:
-        """A certificate that nobody vouches for is the cause as it is."""
+    async def test_the_cause_is_the_tls_error_of_an_untrusted_certificate(self) -> None:
         async with fake_relay(SERVER) as relay, of_url(relay.url) as client:
             error = await fails(client)
             assert isinstance(error.attempts[0], CertificateError)
 
-    async def test_error_of_a_bug(self) -> None:
-        """A dialer's own error is told like any other, and leaves a working client."""
+    async def test_any_error_of_a_dialer_is_a_connect_error(self) -> None:
+        """The client can connect afterwards."""
         broken = True
 
         async def dialer(host: str, port: int) -> socket.socket:
@@ -296,11 +291,11 @@ class Bytes:
 
 
 class TestDialer:
-    """A function that opens the connection."""
+    """A function of the program that opens the connection."""
 
     @pytest.mark.parametrize("kind", ["socket", "streams", "byte stream", "link"])
-    async def test_kinds(self, kind: str) -> None:
-        """It gets the host by name and the port, and may give any kind of stream."""
+    async def test_any_kind_of_stream_can_be_used(self, kind: str) -> None:
+        """The dialer is called with the host by name and the port."""
         asked: list[tuple[str, int]] = []
 
         async with fake_relay() as relay:
@@ -323,8 +318,7 @@ class TestDialer:
             await peer.gone()
             assert asked == [("no.such.name", 99)]
 
-    async def test_error(self) -> None:
-        """Its error is the cause, as it is."""
+    async def test_its_error_is_the_cause(self) -> None:
         error = OSError("no way out")
 
         async def dialer(_host: str, _port: int) -> socket.socket:
@@ -335,9 +329,7 @@ class TestDialer:
             assert found.attempts == (error,)
             assert str(found).endswith("connect to https://h/derp: no way out")
 
-    async def test_no_stream(self) -> None:
-        """A dialer that gives something else is told so."""
-
+    async def test_a_result_that_is_no_stream_is_refused(self) -> None:
         async def dialer(_host: str, _port: int) -> Any:
             return None
 
@@ -345,8 +337,7 @@ class TestDialer:
             assert "a NoneType is no stream" in str(await fails(client))
 
 
-async def test_dns_cache() -> None:
-    """A URL's host is looked up in the cache."""
+async def test_a_urls_host_is_looked_up_in_the_cache() -> None:
     asked = []
 
     async def resolver(host: str, _family: socket.AddressFamily) -> list[Any]:
@@ -366,8 +357,7 @@ async def test_dns_cache() -> None:
     assert set(asked) == {"cached.example"}
 
 
-async def test_one_connection_for_all() -> None:
-    """Calls that find no connection at once share the one attempt."""
+async def test_calls_without_a_connection_share_one_attempt() -> None:
     async with fake_relay() as relay, of_url(relay.url) as client:
         calls = [
             asyncio.create_task(client.connect()),
@@ -379,12 +369,12 @@ async def test_one_connection_for_all() -> None:
             await asyncio.gather(*calls)
         assert client.generation == 1
         assert len(relay.seen) == 1
-        await client.connect()  # is connected already
+        await client.connect()  # has connected already
         assert len(relay.seen) == 1
 
 
-async def test_waiting_calls_share_a_failure() -> None:
-    """Who waits for the attempt of another fails with it, and does not wait ten seconds more."""
+async def test_waiting_calls_fail_with_the_attempt_of_another() -> None:
+    """They do not wait ten seconds more."""
     async with fake_relay() as relay, of_url(relay.url) as client:
         calls = [asyncio.create_task(client.connect()) for _ in range(5)]
         (await relay.accept()).cut()
@@ -397,7 +387,7 @@ async def test_waiting_calls_share_a_failure() -> None:
 
 
 async def test_waiting_calls_go_on_when_one_is_cancelled() -> None:
-    """A cancelled attempt is no failure: the next in line makes its own."""
+    """A cancelled attempt is no failure: the next waiting call makes its own."""
     async with fake_relay() as relay, of_url(relay.url) as client:
         first = asyncio.create_task(client.connect())
         second = asyncio.create_task(client.connect())
@@ -408,8 +398,7 @@ async def test_waiting_calls_go_on_when_one_is_cancelled() -> None:
         assert client.generation == 1
 
 
-async def test_changes_during_a_connect() -> None:
-    """What is asked for while a connect is under way is said right after it."""
+async def test_changes_during_a_connect_are_sent_after_it() -> None:
     async with fake_relay() as relay, of_url(relay.url) as client:
         connecting = asyncio.create_task(client.connect())
         peer = await relay.accept()
@@ -422,7 +411,7 @@ async def test_changes_during_a_connect() -> None:
         assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
         assert await peer.expect(FrameType.WATCH_CONNS) == b""
         await watching
-        # And back, when it was said with the login.
+        # And back, when the login has sent it already.
         peer.cut()
         await until_closed(client)
         connecting = asyncio.create_task(client.connect())
@@ -437,10 +426,9 @@ async def test_changes_during_a_connect() -> None:
 
 
 class TestRegion:
-    """A region's nodes, in order."""
+    """The nodes of a region are tried in order."""
 
-    async def test_no_region(self) -> None:
-        """A region that is not there yet is asked for again at each attempt."""
+    async def test_a_missing_region_is_looked_up_at_each_attempt(self) -> None:
         async with fake_relay() as relay:
             answers = [None, None, region(node("1", relay)), region(node("2", relay))]
             client = Client.for_region(lambda: answers.pop(0), config=ClientConfig(network=HTTP))
@@ -459,8 +447,8 @@ class TestRegion:
                     peer.cut()
                     await until_closed(client)
 
-    async def test_no_nodes(self) -> None:
-        """A region without nodes, or with STUN only, is an error in Go's words."""
+    async def test_a_region_without_derp_nodes_is_an_error(self) -> None:
+        """With Go's text, also if there are nodes for STUN only."""
         async with of_region() as client:
             assert str(await fails(client)) == (
                 "derphttp.Client.Connect connect to region 7 (x): no nodes for region 7 (x)"
@@ -468,8 +456,8 @@ class TestRegion:
         async with of_region(node("1", 1, stun_only=True)) as client:
             assert str(await fails(client)).endswith(": no non-STUNOnly nodes for region 7 (x)")
 
-    async def test_first_node(self) -> None:
-        """The first node is asked without Ideal-Node; DERPPort is in Host."""
+    async def test_the_first_node_gets_no_ideal_node_header(self) -> None:
+        """DERPPort is in Host."""
         async with fake_relay() as relay, fake_relay() as other:
             async with of_region(node("1", relay), node("2", other)) as client:
                 peer = await connects(client, relay)
@@ -479,8 +467,7 @@ class TestRegion:
             assert not other.seen
 
     @pytest.mark.parametrize("websocket", [False, True])
-    async def test_stun_only_first(self, websocket: bool) -> None:
-        """A STUN-only node is passed over, and is the ideal one all the same."""
+    async def test_a_stun_only_first_node_is_skipped_and_still_ideal(self, websocket: bool) -> None:
         async with fake_relay() as relay:
             nodes = (node("1", 1, stun_only=True), node("2", relay))
             async with of_region(*nodes, websocket=websocket) as client:
@@ -491,8 +478,7 @@ class TestRegion:
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
 
-    async def test_refused_connection(self) -> None:
-        """A node that refuses leads to the next."""
+    async def test_a_refused_connection_leads_to_the_next_node(self) -> None:
         async with (
             fake_relay() as relay,
             of_region(node("1", closed_port()), node("2", relay)) as client,
@@ -502,8 +488,7 @@ class TestRegion:
             assert client.stats.failed_connects == 0
 
     @pytest.mark.parametrize("failure", ["upgrade", "cut", "greeting", "silence"])
-    async def test_failover(self, failure: str) -> None:
-        """So does one that does not let us in, or says nothing."""
+    async def test_a_refused_or_silent_login_leads_to_the_next_node(self, failure: str) -> None:
         async with fake_relay() as bad, fake_relay() as good:
             nodes = (node("1", bad), node("2", good))
             async with of_region(*nodes, connect_timeout=2) as client:
@@ -522,8 +507,8 @@ class TestRegion:
                 await peer.gone()
                 assert client.generation == 1
 
-    async def test_failover_of_tls(self) -> None:
-        """A node whose certificate is bad, or that does not speak TLS, leads to the next."""
+    async def test_a_failed_handshake_leads_to_the_next_node(self) -> None:
+        """Bad certificates, and servers that do not speak TLS."""
         bad_context = certificate("another.name", issuer=ROOT).server()
         async with (
             fake_relay(bad_context) as bad,
@@ -539,8 +524,7 @@ class TestRegion:
                 await connecting
                 await peer.gone()
 
-    async def test_each_has_its_share_of_time(self) -> None:
-        """Silent nodes together take no longer than one may."""
+    async def test_silent_nodes_share_the_time_of_one(self) -> None:
         async with fake_relay() as relay:
             nodes = [node(str(number), relay) for number in range(3)]
             async with of_region(*nodes, connect_timeout=0.6) as client:
@@ -556,8 +540,7 @@ class TestRegion:
                 for peer in relay.seen:
                     await peer.gone()
 
-    async def test_all_fail(self) -> None:
-        """The first failure is told, all of them are there."""
+    async def test_when_all_fail_the_first_failure_is_raised_with_all_others(self) -> None:
         async with fake_relay() as bad:
             nodes = (
                 node("0", 1, stun_only=True),
@@ -581,7 +564,7 @@ class TestRegion:
                 assert text.endswith(" (the first of 3 nodes that failed)")
 
     async def test_prefer_ipv6_is_asked_at_each_dial(self) -> None:
-        """The family may change between connects."""
+        """The preferred family may change between connects."""
         asked = []
 
         def prefer() -> bool:
@@ -606,10 +589,9 @@ async def dial(*nodes: DERPNode, **settings: Any) -> tuple[TlsLink, DERPNode]:
 
 
 class TestDialRegionTls:
-    """TCP and TLS without a client, to measure."""
+    """A connection with TCP and TLS, without a client, to measure latency."""
 
-    async def test_dial(self) -> None:
-        """TCP and TLS to the first node that can be reached; no request is sent."""
+    async def test_the_first_reachable_node_is_dialled_and_no_request_sent(self) -> None:
         async with fake_relay(SERVER) as relay:
             nodes = (node("0", 1, stun_only=True), node("1", closed_port()), node("2", relay))
             link, found = await dial(*nodes)
@@ -620,8 +602,8 @@ class TestDialRegionTls:
             link.abort()
             assert await peer.gone() == b""
 
-    async def test_errors(self) -> None:
-        """TCP's errors name the region, those of TLS are bare; nothing stays open."""
+    async def test_errors_of_tcp_name_the_region_and_those_of_tls_do_not(self) -> None:
+        """Nothing stays open."""
         async with fake_relay() as relay:
             with pytest.raises(DialError, match=r"^dialRegion\(7\): ") as caught:
                 await dial(node("1", closed_port()))
@@ -635,16 +617,15 @@ class TestDialRegionTls:
                 await dialling
             await peer.gone()
 
-    async def test_time(self) -> None:
-        """It has as long as a connect."""
+    async def test_the_time_limit_is_that_of_a_connect(self) -> None:
         async with fake_relay() as relay:
             with pytest.raises(TimeoutError, match="in the TLS handshake"):
                 await dial(node("1", relay), connect_timeout=0.1)
             await (await relay.accept()).gone()
 
 
-async def test_url_without_tls_by_a_switch(caplog: pytest.LogCaptureFixture) -> None:
-    """As in Go, the switch for debugging wins over `https`; it is said in the log."""
+async def test_the_debug_switch_turns_tls_off_for_https(caplog: pytest.LogCaptureFixture) -> None:
+    """As in Go; a warning is logged."""
     async with fake_relay() as relay:
         config = ClientConfig(network=dataclasses.replace(DIRECT, use_derp_http=True))
         url = relay.url.replace("http://", "https://")
@@ -675,7 +656,7 @@ async def test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only(b
 
 @contextlib.asynccontextmanager
 async def fake_connect_proxy() -> AsyncIterator[tuple[int, list[str]]]:
-    """A proxy that refuses everything; its port, and what it was asked for."""
+    """A proxy that refuses every request; its port, and the requests it got."""
     targets: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -701,7 +682,7 @@ BAD_HOSTS = [
 async def test_a_node_that_has_no_usable_host_is_named(
     settings: dict[str, Any], error: str
 ) -> None:
-    """Before anything is looked up; other nodes of the region are tried all the same."""
+    """No name is looked up before; the region's other nodes are tried."""
     bad = dataclasses.replace(node("7a", 1), **settings)
 
     async with of_region(bad, network=DIRECT) as client:

@@ -52,14 +52,14 @@ def send(connection: ClientConnection, packet: bytes) -> None:
 
 
 def limit(link: FakeLink, connection: ClientConnection, rate: int, burst: int) -> None:
-    """The relay tells its token bucket."""
+    """Send ServerInfo with a rate and a burst."""
     info = ServerInfo(2, rate, burst)
     link.feed(server_info_frame(connection.session.private.public, info))
     connection.messages.clear()
 
 
-async def test_one_turn_is_one_write() -> None:
-    """What many tasks send in one turn of the loop leaves in one write, in order."""
+async def test_sends_of_one_turn_leave_in_one_write() -> None:
+    """In order, also those of several tasks."""
     link = FakeLink()
     connection = over(link)
 
@@ -72,14 +72,13 @@ async def test_one_turn_is_one_write() -> None:
     assert len(link.written) == 1
     packets = [payload[32:] for _, payload in frames_of(link.written[0])]
     assert packets == [bytes((n, part)) for n in range(5) for part in range(10)]
-    # And nothing is left for the next turn.
+    # The next turn writes nothing.
     await asyncio.sleep(0)
     assert len(link.written) == 1
     connection.end(None, "eof")
 
 
 async def test_commands_and_packets_keep_their_order() -> None:
-    """Frames of all kinds share one queue."""
     link = FakeLink()
     connection = over(link)
     send(connection, b"1")
@@ -92,7 +91,7 @@ async def test_commands_and_packets_keep_their_order() -> None:
 
 
 async def test_more_than_64_kib_leaves_at_once() -> None:
-    """A full buffer does not wait for the end of the turn."""
+    """A full buffer is written before the turn ends."""
     link = FakeLink()
     connection = over(link)
     for _ in range(3):
@@ -103,7 +102,7 @@ async def test_more_than_64_kib_leaves_at_once() -> None:
 
 
 async def test_many_packets_stop_at_a_full_kernel() -> None:
-    """A list of packets is queued in parts; the caller drains in between."""
+    """A list is queued in parts; the caller drains in between."""
     link = FakeLink()
     link.pending_bytes = 100 * KIB
     connection = over(link)
@@ -120,20 +119,20 @@ async def test_many_packets_stop_at_a_full_kernel() -> None:
 
 
 async def test_drain_waits_for_the_kernel() -> None:
-    """Above 64 KiB senders wait; all of them go on when the kernel has taken it."""
+    """Above 64 KiB senders wait; all go on when the kernel has taken the bytes."""
     link = FakeLink()
     connection = over(link)
     link.pending_bytes = 64 * KIB
     send(connection, b"x")
     connection.flush()
-    await connection.drain()  # 64 KiB are not more than 64 KiB
+    await connection.drain()  # exactly 64 KiB, which is not too much
     link.pending_bytes += 1
     send(connection, b"x")
     connection.flush()
     senders = [asyncio.create_task(connection.drain()) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in senders)
-    # One that gives up does not matter to the others.
+    # A waiting sender that is cancelled does not affect the others.
     senders[0].cancel()
     link.took_all()
     async with bounded():
@@ -141,8 +140,8 @@ async def test_drain_waits_for_the_kernel() -> None:
     connection.end(None, "eof")
 
 
-async def test_end_wakes_all() -> None:
-    """Receiver, senders and pings of a connection that ends are told, each with a new error."""
+async def test_an_end_raises_in_each_waiting_call() -> None:
+    """Receiver, senders and pings each get a new error."""
     link = FakeLink()
     connection = over(link)
     link.pending_bytes = 100 * KIB
@@ -169,8 +168,8 @@ async def test_end_wakes_all() -> None:
     assert len({id(error) for error in errors}) == 3
 
 
-async def test_everything_then_the_error() -> None:
-    """What came before the end can still be received; then the error, and again."""
+async def test_messages_before_an_end_are_received_before_its_error() -> None:
+    """Each later call raises the error again."""
     link = FakeLink()
     connection = over(link)
     link.feed(packet_frame(b"1"), packet_frame(b"2"))
@@ -189,8 +188,8 @@ async def test_everything_then_the_error() -> None:
         send(connection, b"x")
 
 
-async def test_the_first_error_stays() -> None:
-    """A connection ends once; what comes later is not looked at."""
+async def test_the_first_error_of_an_end_stays() -> None:
+    """What comes after the end is ignored."""
     link = FakeLink()
     stats = ClientStats()
     connection = over(link, stats=stats)
@@ -204,8 +203,7 @@ async def test_the_first_error_stays() -> None:
     assert link.aborted == 1
 
 
-async def test_error_without_words() -> None:
-    """An error that says nothing is named by its class."""
+async def test_an_error_without_text_is_named_by_its_class() -> None:
     link = FakeLink()
     connection = over(link)
     link.lose(ConnectionResetError())
@@ -224,8 +222,9 @@ async def test_error_without_words() -> None:
         (RemoteProtocolError("x"), True, "protocol"),
     ],
 )
-async def test_why_it_ended(error: Exception | None, restarting: bool, reason: str) -> None:
-    """Each end is counted by its reason."""
+async def test_each_end_is_counted_by_its_reason(
+    error: Exception | None, restarting: bool, reason: str
+) -> None:
     link = FakeLink()
     stats = ClientStats()
     connection = over(link, stats=stats)
@@ -236,8 +235,7 @@ async def test_why_it_ended(error: Exception | None, restarting: bool, reason: s
     assert connection.error("x").restarting == (Restarting(1.5, 60) if restarting else None)
 
 
-async def test_what_the_relay_breaks() -> None:
-    """A frame that is too long ends the connection as a violation of the protocol."""
+async def test_a_frame_that_is_too_long_is_a_protocol_error() -> None:
     link = FakeLink()
     stats = ClientStats()
     connection = over(link, stats=stats)
@@ -249,8 +247,8 @@ async def test_what_the_relay_breaks() -> None:
     assert stats.disconnects == {"protocol": 1}
 
 
-async def test_second_receiver() -> None:
-    """Two tasks cannot wait at once; the first is not disturbed."""
+async def test_a_second_receiver_is_refused() -> None:
+    """The first one goes on."""
     link = FakeLink()
     connection = over(link)
     first = asyncio.create_task(connection.wait())
@@ -262,8 +260,7 @@ async def test_second_receiver() -> None:
     connection.end(None, "eof")
 
 
-async def test_cancelled_receiver_loses_nothing() -> None:
-    """A message that comes while the receiver is cancelled stays for the next one."""
+async def test_a_cancelled_receiver_loses_no_message() -> None:
     link = FakeLink()
     connection = over(link)
     first = asyncio.create_task(connection.wait())
@@ -277,7 +274,7 @@ async def test_cancelled_receiver_loses_nothing() -> None:
 
 
 async def test_reading_stops_at_a_megabyte() -> None:
-    """With more than 1 MiB unread the socket is not read, until all is taken."""
+    """With more than 1 MiB unread the socket is not read until all was received."""
     link = FakeLink()
     connection = over(link)
     frame = packet_frame(bytes(64 * KIB - 37))
@@ -295,10 +292,10 @@ async def test_reading_stops_at_a_megabyte() -> None:
 
 
 class TestTokenBucket:
-    """What a relay allows, and what is dropped for it."""
+    """The rate that a relay allows, and packets dropped for it."""
 
     async def test_no_limit(self) -> None:
-        """Without a rate everything passes (twin of TestClientSendRateLimiting)."""
+        """Without a rate all packets pass (twin of TestClientSendRateLimiting)."""
         link = FakeLink()
         connection = over(link)
         limit(link, connection, 0, 1)
@@ -311,7 +308,8 @@ class TestTokenBucket:
         connection.end(None, "eof")
 
     async def test_burst(self) -> None:
-        """A byte a second with a burst of two packets: two pass, and hardly more
+        """With a byte a second and a burst of two packets, two pass and nearly all others are
+        dropped
         (twin of TestClientSendRateLimiting)."""
         link = FakeLink()
         connection = over(link)
@@ -324,7 +322,7 @@ class TestTokenBucket:
         connection.end(None, "eof")
 
     async def test_larger_than_the_burst_never_passes(self) -> None:
-        """Header and key are charged, too."""
+        """Header and key are charged as well."""
         link = FakeLink()
         connection = over(link)
         limit(link, connection, 1 << 40, 1037)
@@ -338,7 +336,7 @@ class TestTokenBucket:
         connection.end(None, "eof")
 
     async def test_each_server_info_replaces_it(self) -> None:
-        """A new ServerInfo brings a full bucket, or none."""
+        """A new ServerInfo fills the bucket, or removes it."""
         link = FakeLink()
         connection = over(link)
         for _ in range(2):
@@ -363,7 +361,8 @@ class TestTokenBucket:
         connection.end(None, "eof")
 
     async def test_an_empty_bucket_does_not_hide_the_end(self) -> None:
-        """A packet that would be dropped is an error all the same when the connection ended."""
+        """Once the connection has ended, a packet without tokens raises instead of being
+        dropped."""
         link = FakeLink()
         connection = over(link)
         limit(link, connection, 1, 0)
@@ -373,22 +372,22 @@ class TestTokenBucket:
 
 
 def pings_of(link: FakeLink) -> list[bytes]:
-    """What our pings carry, in the order they left."""
+    """The contents of the client's pings, in the order they left."""
     return [p for _, p in frames_of(b"".join(link.written))]
 
 
 async def turns() -> None:
-    """Let everybody run who can."""
+    """Let every task run that can."""
     for _ in range(4):
         await asyncio.sleep(0)
 
 
 class TestPings:
-    """A ping of ours and its pong."""
+    """Pings of the client, and their pongs."""
 
     async def test_pings_side_by_side(self) -> None:
         """One is on its way at a time, as a relay answers only the last of those that it reads
-        at once; all who come meanwhile share the next. No message remains."""
+        at once; all pings asked for meanwhile share the next. No message remains."""
         link = FakeLink()
         connection = over(link)
         first = asyncio.create_task(connection.ping())
@@ -407,8 +406,8 @@ class TestPings:
         assert not connection.messages
         connection.end(None, "eof")
 
-    async def test_one_that_is_given_up(self) -> None:
-        """It lets the next one go; the end of the connection reaches all."""
+    async def test_a_cancelled_ping_lets_the_next_go(self) -> None:
+        """The end of the connection raises in all."""
         link = FakeLink()
         connection = over(link)
         first = asyncio.create_task(connection.ping())
@@ -427,8 +426,10 @@ class TestPings:
             asyncio.CancelledError, ConnectionClosed, asyncio.CancelledError, ConnectionClosed,
         ]  # fmt: skip
 
-    async def test_one_that_is_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It holds up the next for a second only; its answer is its own if it comes later."""
+    async def test_a_lost_ping_holds_up_the_next_for_one_second(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its pong still answers it if it comes later."""
         monkeypatch.setattr("pyderp.client.pings.NEXT_PING", 0.01)
 
         link = FakeLink()
@@ -446,7 +447,7 @@ class TestPings:
         connection.end(None, "eof")
 
     async def test_other_pongs_are_passed_on(self) -> None:
-        """An answer to what nobody asked, or no longer asks, is a message."""
+        """A pong to no ping, or to a cancelled one, is a message."""
         link = FakeLink()
         connection = over(link)
         asked = asyncio.create_task(connection.ping())
@@ -463,7 +464,7 @@ class TestPings:
         connection.end(None, "eof")
 
     async def test_cancelled_as_the_connection_ends(self) -> None:
-        """A ping that is cancelled in the very turn of the end leaves no unheard error."""
+        """A ping that is cancelled in the turn of the end leaves no unretrieved error."""
         link = FakeLink()
         connection = over(link)
         ping = asyncio.create_task(connection.ping())
@@ -475,7 +476,7 @@ class TestPings:
 
 
 class TestSilence:
-    """A relay that says nothing is given up."""
+    """A silent relay is given up."""
 
     async def test_timeout(self) -> None:
         """After `receive_timeout` without a byte the connection ends."""
@@ -489,7 +490,7 @@ class TestSilence:
         assert link.aborted
 
     async def test_any_byte_counts(self) -> None:
-        """Also a part of a frame keeps the connection."""
+        """A part of a frame keeps the connection as well."""
         link = FakeLink()
         connection = over(link, receive_timeout=0.2)
         frame = packet_frame(bytes(100))
@@ -504,7 +505,7 @@ class TestSilence:
         connection.end(None, "eof")
 
     async def test_not_while_we_do_not_listen(self) -> None:
-        """A receiver that is slow is no silence of the relay; after it has caught up, it is."""
+        """Time that a slow receiver takes does not count; after it has caught up, it does."""
         link = FakeLink()
         connection = over(link, receive_timeout=0.05)
         while link.reading:
@@ -520,8 +521,9 @@ class TestSilence:
                 await connection.wait()
 
 
-async def test_forwarding_has_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forwarded packet that cannot leave closes the connection."""
+async def test_a_forwarded_packet_that_cannot_leave_in_five_seconds_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "FORWARD_TIMEOUT", 0.05)
 
     link = FakeLink()
@@ -539,7 +541,7 @@ async def test_forwarding_has_five_seconds(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_close_sends_what_was_queued() -> None:
-    """Closing writes first, closes in order, and waits for the link to say that it is done."""
+    """A close writes first, closes in order, and waits until the link is closed."""
     link = FakeLink()
     stats = ClientStats()
     connection = over(link, stats=stats)
@@ -559,8 +561,9 @@ async def test_close_sends_what_was_queued() -> None:
     assert not stats.disconnects
 
 
-async def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that takes nothing is not waited for longer than a second."""
+async def test_close_waits_for_the_kernel_for_one_second_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "_CLOSE_TIMEOUT", 0.05)
 
     link = FakeLink()
@@ -571,7 +574,7 @@ async def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_cancelled_close_aborts() -> None:
-    """A close that is cancelled does not leave the socket to the kernel's leisure."""
+    """A cancelled close leaves no socket that lingers in the kernel."""
     link = FakeLink()
     connection = over(link)
     closing = asyncio.create_task(connection.aclose(ClientClosed("closed")))
@@ -582,8 +585,7 @@ async def test_cancelled_close_aborts() -> None:
 
 
 @pytest.mark.parametrize("queued", ["in our buffer", "in the link", "broken pipe", "nothing"])
-async def test_what_did_not_leave(queued: str) -> None:
-    """The connection knows whether something that was sent is surely lost."""
+async def test_a_connection_knows_whether_sent_bytes_are_lost(queued: str) -> None:
     link = FakeLink()
     connection = over(link)
     error: Exception | None = None
@@ -600,20 +602,17 @@ async def test_what_did_not_leave(queued: str) -> None:
     await asyncio.sleep(0)
 
 
-async def test_link_that_had_ended() -> None:
-    """A connection over a link that is gone already has ended from the start."""
-
+async def test_a_connection_over_a_closed_link_has_ended_from_the_start() -> None:
     class Gone(FakeLink):
         def start(self, receiver: object) -> None:
-            super().start(receiver)  # type: ignore[arg-type]  # passed on as it is
+            super().start(receiver)  # type: ignore[arg-type]  # passed on unchanged
             self.lose()
 
     connection = over(Gone())
     assert connection.ended
 
 
-async def test_messages_of_the_login_count() -> None:
-    """What came with the login is received first."""
+async def test_messages_that_came_with_the_login_are_received_first() -> None:
     private = NodePrivate.generate()
     session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
     stats = ClientStats()
@@ -625,8 +624,8 @@ async def test_messages_of_the_login_count() -> None:
     connection.end(None, "eof")
 
 
-async def test_unknown_frames_are_passed_over() -> None:
-    """A frame from the future brings no message, and wakes nobody."""
+async def test_unknown_frames_are_skipped() -> None:
+    """A frame of a newer protocol makes no message and wakes no receiver."""
     link = FakeLink()
     connection = over(link)
     link.feed(pack_frame(0x7F, b"future"), packet_frame(b"x"))

@@ -1,4 +1,4 @@
-"""A client whose upgrade does not get through takes a websocket, and says so."""
+"""A client whose upgrade is refused uses a websocket, and logs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUTOMATIC = ClientConfig(network=NetworkSettings(use_derp_http=True))
 
 
 class Proxy:
-    """Passes websockets on to a relay, and answers upgrades to DERP as it is told."""
+    """Passes websockets on to a relay, and answers upgrades to DERP as the test says."""
 
     def __init__(self, relay: Relay, answer: str, *, websockets: bool = True) -> None:
         self._relay = relay
@@ -93,8 +93,8 @@ async def behind(answer: str, *, websockets: bool = True) -> AsyncIterator[Proxy
 @pytest.mark.parametrize(
     "answer", ["400 Bad Request", "404 Not Found", "426 Upgrade Required", "501 Not Implemented"]
 )
-async def test_falls_back(answer: str, region: bool) -> None:
-    """It is connected, with a line in the log and a count; the next connect asks at once."""
+async def test_a_refused_upgrade_leads_to_a_websocket(answer: str, region: bool) -> None:
+    """It is logged and counted; the next connect uses a websocket at once."""
     async with bounded(), behind(answer) as proxy:
         client = (
             Client.for_region(proxy.region, config=AUTOMATIC)
@@ -115,7 +115,7 @@ async def test_falls_back(answer: str, region: bool) -> None:
             assert client.stats.websocket_fallbacks == client.stats.connects == 2
 
 
-async def test_it_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_next_upgrade_is_tried_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fallback, "MEMORY", -1.0)
 
     async with (
@@ -144,8 +144,8 @@ async def test_it_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
         "511 Network Authentication Required",
     ],
 )
-async def test_not_after_other_answers(answer: str) -> None:
-    """These are about who asks, or when, and hold for a websocket, too."""
+async def test_other_answers_lead_to_no_websocket(answer: str) -> None:
+    """They are about the client's rights or the moment, and hold for a websocket, too."""
     async with (
         bounded(),
         behind(answer) as proxy,
@@ -156,7 +156,7 @@ async def test_not_after_other_answers(answer: str) -> None:
         assert proxy.asked == ["derp"]
 
 
-async def test_can_be_switched_off() -> None:
+async def test_the_fallback_can_be_switched_off() -> None:
     config = ClientConfig(network=NetworkSettings(), websocket=False)
     async with (
         bounded(),
@@ -168,8 +168,8 @@ async def test_can_be_switched_off() -> None:
         assert proxy.asked == ["derp"]
 
 
-async def test_what_both_ways_say_is_in_the_error() -> None:
-    """The error is that of the upgrade; a note has the other; it is not remembered."""
+async def test_the_error_has_both_failures() -> None:
+    """The error is that of the upgrade; a note has that of the websocket; neither is remembered."""
     async with (
         bounded(),
         behind("404 Not Found", websockets=False) as proxy,

@@ -1,4 +1,4 @@
-"""A fast start that is answered in HTTP: the same errors and websockets as without TLS."""
+"""A fast start answered in HTTP: the same errors and websockets as without a fast start."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tls() -> ssl.SSLContext:
 
 
 async def fast(client: Client, relay: FakeRelay) -> Peer:
-    """A fast start: connected, and the relay has not said a word."""
+    """A fast start: the client is connected before the relay has sent a byte."""
     await client.connect()
     peer = await relay.accept()
     assert b"Derp-Fast-Start: 1" in await peer.head()
@@ -66,8 +66,8 @@ def trusting(relay: FaultyRelay, **changes: Any) -> ClientConfig:
 
 
 @pytest.mark.parametrize("which", CALLS)
-async def test_each_call_reports_it(which: str) -> None:
-    """As an error of connecting, with status, body and advice; `is_transient` knows the status."""
+async def test_each_call_raises_a_connect_error(which: str) -> None:
+    """With status, body and advice; `is_transient` knows the status."""
     async with fake_relay(tls()) as relay, bounded():
         url = relay.url.replace("/derp", "/derpx")
         async with Client.for_url(url, config=TRUSTING) as client:
@@ -85,8 +85,8 @@ async def test_each_call_reports_it(which: str) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 6, 1000])
-async def test_in_pieces(step: int) -> None:
-    """The answer is read as it comes, also while a call waits; its end need not come."""
+async def test_an_answer_in_pieces_is_read(step: int) -> None:
+    """Also while a call waits; its end need not come."""
     answer = b"HTTP/1.1 503 Later\r\nContent-Length: 100\r\n\r\nno, no"
 
     async with (
@@ -108,7 +108,7 @@ async def test_in_pieces(step: int) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/nonsense\r\n\r\n", b"HTTP/1.1 "])
-async def test_no_whole_answer(answer: bytes) -> None:
+async def test_an_incomplete_answer_is_an_error(answer: bytes) -> None:
     async with (
         bounded(),
         fake_relay(tls()) as relay,
@@ -122,7 +122,7 @@ async def test_no_whole_answer(answer: bytes) -> None:
 
 
 async def test_the_next_connect_awaits_the_answer() -> None:
-    """And the one after it, if that is an upgrade, does not."""
+    """The one after it does not, if it is an upgrade."""
     async with (
         bounded(),
         fake_relay(tls()) as relay,
@@ -145,7 +145,7 @@ async def test_the_next_connect_awaits_the_answer() -> None:
 
 
 async def test_a_relay_that_answers_101() -> None:
-    """Whatever stands before it: the call connects again without a fast start."""
+    """Whatever comes before the 101: the call connects again without a fast start."""
     async with (
         bounded(),
         fake_relay(tls()) as relay,
@@ -167,8 +167,8 @@ async def test_a_relay_that_answers_101() -> None:
 @pytest.mark.parametrize(
     "before", [pack_server_key(RELAY.public), packet_frame(b"x")], ids=["greeting", "packet"]
 )
-async def test_later_bytes_are_no_answer(before: bytes) -> None:
-    """After a frame, what looks like HTTP is a broken stream."""
+async def test_bytes_after_a_frame_are_no_http_answer(before: bytes) -> None:
+    """They are a broken stream, even if they look like HTTP."""
     async with (
         bounded(),
         fake_relay(tls()) as relay,
@@ -184,8 +184,7 @@ async def test_later_bytes_are_no_answer(before: bytes) -> None:
 
 @pytest.mark.parametrize("status", [404, 426])
 @pytest.mark.parametrize("first", ["recv", "ping", "send"])
-async def test_falls_back_to_a_websocket(status: int, first: str) -> None:
-    """In the call that finds the refusal: it goes on by a websocket."""
+async def test_the_call_goes_on_over_a_websocket(status: int, first: str) -> None:
     async with bounded(), FaultyRelay(tls=True) as relay:
         relay.http_status(status, count=2)
         async with Client.for_url(relay.url, config=trusting(relay)) as client:
@@ -198,7 +197,7 @@ async def test_falls_back_to_a_websocket(status: int, first: str) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 429, 503])
-async def test_no_websocket_after_other_answers(status: int) -> None:
+async def test_other_answers_lead_to_no_websocket(status: int) -> None:
     async with bounded(), FaultyRelay(tls=True) as relay:
         relay.http_status(status)
         async with Client.for_url(relay.url, config=trusting(relay)) as client:

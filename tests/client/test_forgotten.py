@@ -1,4 +1,4 @@
-"""A client that the program has dropped without closing it."""
+"""A client that the program drops without closing it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def gone(relay: RelayThread) -> None:
 
 
 @pytest.mark.usefixtures("collector_off")
-async def test_it_is_named_and_its_connection_closed(relay: RelayThread) -> None:
-    """At once: nothing of it waits for the cyclic collector."""
+async def test_a_dropped_client_is_named_and_its_connection_closed(relay: RelayThread) -> None:
+    """At once, without the cyclic collector."""
     async with bounded():
         client = Client.for_url(relay.url, config=CONFIG)
         await client.connect()
@@ -59,7 +59,7 @@ async def test_what_was_sent_before_still_leaves(relay: RelayThread) -> None:
 
 
 async def test_no_warning_without_a_connection(relay: RelayThread) -> None:
-    """Never connected, closed, or its connection has ended."""
+    """Clients that never connected, are closed, or lost their connection."""
     async with bounded():
         Client.for_url(relay.url, config=CONFIG)
         closed = Client.for_url(relay.url, config=CONFIG)
@@ -76,8 +76,8 @@ async def test_no_warning_without_a_connection(relay: RelayThread) -> None:
             del closed, ended
 
 
-async def test_what_still_sends_keeps_the_connection(relay: RelayThread) -> None:
-    """As a peer for sealed packets does."""
+async def test_an_object_that_still_sends_keeps_the_connection(relay: RelayThread) -> None:
+    """Such as a peer for sealed packets."""
     async with bounded():
         client = Client.for_url(relay.url, config=CONFIG)
         await client.connect()
@@ -90,8 +90,8 @@ async def test_what_still_sends_keeps_the_connection(relay: RelayThread) -> None
         await gone(relay)
 
 
-async def test_another_thread_may_drop_it(relay: RelayThread) -> None:
-    """As the collector does, which runs where it likes."""
+async def test_the_last_reference_may_go_in_another_thread(relay: RelayThread) -> None:
+    """The collector runs in any thread."""
     async with bounded():
         kept = [Client.for_url(relay.url, config=CONFIG)]
         await kept[0].connect()
@@ -100,7 +100,7 @@ async def test_another_thread_may_drop_it(relay: RelayThread) -> None:
         await gone(relay)
 
 
-def test_at_the_end_of_the_program_it_is_named_as_well(relay: RelayThread) -> None:
+def test_a_client_at_the_end_of_the_program_is_named(relay: RelayThread) -> None:
     async def main() -> None:
         await Client.for_url(relay.url, config=CONFIG).connect()
 

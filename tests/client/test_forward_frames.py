@@ -1,4 +1,4 @@
-"""ForwardPacket frames that are ready made, as a relay has them."""
+"""ForwardPacket frames that are packed already, as a relay sends them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FRAMES = [pack_forward_packet(A, B, bytes((number,)) * 100) for number in range(
 BIG = [pack_forward_packet(A, B, bytes(60_000)) for _ in range(3)]
 
 
-async def test_leave_in_one_write() -> None:
-    """At once and together, behind what was sent before; each counts as a packet."""
+async def test_frames_leave_in_one_write() -> None:
+    """After what was sent before; each counts as a packet."""
     async with linked() as (client, links):
         sent = client.stats.packets_sent
         await client.send(A, b"before")
@@ -29,8 +29,8 @@ async def test_leave_in_one_write() -> None:
         assert client.stats.packets_sent == sent + 51
 
 
-async def test_does_not_connect() -> None:
-    """Frames are for one connection; on the next everything may be different."""
+async def test_without_a_connection_they_raise_and_do_not_connect() -> None:
+    """The frames are for one connection; the next may be to another relay."""
     client = Client.for_url("http://127.0.0.1:1/derp", config=ClientConfig(network=DIRECT))
     with pytest.raises(NotConnected):
         await client.forward_frames(FRAMES)
@@ -39,8 +39,10 @@ async def test_does_not_connect() -> None:
         await client.forward_frames(FRAMES)
 
 
-async def test_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames that cannot leave close the connection, and the error says so."""
+async def test_frames_that_cannot_leave_in_five_seconds_close_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error says so."""
     monkeypatch.setattr(module, "FORWARD_TIMEOUT", 0.05)
 
     async with linked() as (client, links):
@@ -51,8 +53,8 @@ async def test_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not client.connected
 
 
-async def test_waits_while_the_kernel_takes_no_more() -> None:
-    """And goes on when it does."""
+async def test_a_full_kernel_holds_them_up() -> None:
+    """They go on when the kernel takes bytes again."""
     async with linked() as (client, links):
         link = links.last
         link.pending_bytes = 100_000
@@ -63,8 +65,8 @@ async def test_waits_while_the_kernel_takes_no_more() -> None:
         await sending
 
 
-async def test_watch_again() -> None:
-    """The relay tells the whole picture once more, only if asked to."""
+async def test_watching_again_can_ask_for_the_whole_state() -> None:
+    """The client asks the relay for it only if the caller wants it."""
     async with linked(ClientConfig(watch_connection_changes=True)) as (client, links):
         await client.watch_connection_changes()
         await client.watch_connection_changes(again=True)

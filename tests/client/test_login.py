@@ -1,4 +1,4 @@
-"""The upgrade and the login: what is written when, and what a relay may answer."""
+"""The upgrade and the login: what the client writes when, and which answers it takes."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ SERVER = certificate("127.0.0.1", issuer=ROOT)
 
 
 def config(**settings: object) -> ClientConfig:
-    return ClientConfig(network=DIRECT, **settings)  # type: ignore[arg-type]  # as they are
+    return ClientConfig(network=DIRECT, **settings)  # type: ignore[arg-type]  # passed on unchanged
 
 
 async def refused(client: Client, relay: FakeRelay, *answer: bytes) -> ConnectError:
-    """Connect to a relay that answers and closes; gives the error."""
+    """Connect to a relay that answers and closes; returns the error."""
     connecting = asyncio.create_task(client.connect())
     peer = await relay.accept()
     await peer.head()
@@ -72,8 +72,8 @@ async def refused(client: Client, relay: FakeRelay, *answer: bytes) -> ConnectEr
     return caught.value
 
 
-async def test_request() -> None:
-    """The request has Go's headers; path, query and Host are the URL's, without its user."""
+async def test_the_request_has_gos_headers() -> None:
+    """Path, query and Host are those of the URL, without its user."""
     async with fake_relay() as relay:
         url = f"http://user:pw@127.0.0.1:{relay.port}/some/path?x=1"
         async with Client.for_url(url, config=config()) as client:
@@ -88,8 +88,8 @@ async def test_request() -> None:
             assert "pw" not in peer.request.decode()
 
 
-async def test_client_info() -> None:
-    """ClientInfo says what was asked for, under our key."""
+async def test_client_info_has_what_the_settings_ask_for() -> None:
+    """Its key is the client's."""
     mesh = MeshKey(bytes(range(32)))
     private = NodePrivate.generate()
     settings = config(mesh_key=mesh, is_prober=True, app_name="tests", can_ack_pings=True)
@@ -110,7 +110,7 @@ async def test_client_info() -> None:
 
 
 async def test_can_ack_pings_holds_for_later_connects() -> None:
-    """A connection that is there is told nothing."""
+    """An open connection sends nothing."""
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
         first = await connects(client, relay)
         client.set_can_ack_pings(True)
@@ -121,8 +121,8 @@ async def test_can_ack_pings_holds_for_later_connects() -> None:
         assert second.info.can_ack_pings
 
 
-async def test_first_words() -> None:
-    """NotePreferred and WatchConns leave with ClientInfo; on every connect."""
+async def test_preferred_and_watch_leave_with_client_info() -> None:
+    """On every connect."""
     settings = config(watch_connection_changes=True)
     async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
         await client.note_preferred(True)
@@ -134,8 +134,7 @@ async def test_first_words() -> None:
             await until_closed(client)
 
 
-async def test_pieces() -> None:
-    """Answer, greeting and what follows may come byte by byte, or all in one."""
+async def test_an_answer_may_come_byte_by_byte_or_at_once() -> None:
     whole = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)
     whole += packet_frame(b"early")
     for step in (1, 7, len(whole)):
@@ -155,8 +154,9 @@ async def test_pieces() -> None:
 @pytest.mark.parametrize(
     ("status", "transient"), [(404, False), (503, True), (200, False), (426, False), (429, True)]
 )
-async def test_another_status(status: int, transient: bool) -> None:
-    """Another status than 101 is an error with status and body."""
+async def test_a_status_other_than_101_is_an_error_with_status_and_body(
+    status: int, transient: bool
+) -> None:
     asks_once = config(websocket=False)
     async with fake_relay() as relay, Client.for_url(relay.url, config=asks_once) as client:
         answer = f"HTTP/1.1 {status} Some Reason\r\nContent-Length: 6\r\n\r\nno, no"
@@ -170,8 +170,7 @@ async def test_another_status(status: int, transient: bool) -> None:
         assert is_transient(error) is transient
 
 
-async def test_body_without_end() -> None:
-    """Not more of a refusal is read than helps."""
+async def test_the_body_of_a_refusal_is_read_up_to_a_limit() -> None:
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
         connecting = asyncio.create_task(client.connect())
         peer = await relay.accept()
@@ -185,8 +184,7 @@ async def test_body_without_end() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03", b"HTTP"])
-async def test_no_http(answer: bytes) -> None:
-    """An answer that is not HTTP is an error that says so."""
+async def test_an_answer_that_is_not_http_is_an_error(answer: bytes) -> None:
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
         error = await refused(client, relay, answer)
         assert isinstance(error.attempts[0], BadUpgrade)
@@ -206,8 +204,8 @@ BAD_GREETINGS = {
 
 
 @pytest.mark.parametrize("which", BAD_GREETINGS)
-async def test_bad_greeting(which: str) -> None:
-    """What is no relay's greeting fails the connect, with Go's words and the error's own class."""
+async def test_a_bad_greeting_fails_the_connect(which: str) -> None:
+    """With Go's text and the error's own class."""
     greeting, kind = BAD_GREETINGS[which]
 
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
@@ -219,8 +217,8 @@ async def test_bad_greeting(which: str) -> None:
 
 
 @pytest.mark.parametrize("websocket", [False, True])
-async def test_refusal_whose_body_does_not_come(websocket: bool) -> None:
-    """It is told as a refusal, and soon; not as a timeout."""
+async def test_a_refusal_whose_body_does_not_come_is_still_a_refusal(websocket: bool) -> None:
+    """It is raised soon, and is no timeout."""
     settings = config(websocket=websocket)
     async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
         connecting = asyncio.create_task(client.connect())
@@ -239,16 +237,14 @@ async def test_refusal_whose_body_does_not_come(websocket: bool) -> None:
         await peer.gone()
 
 
-async def test_hang_up_before_the_answer() -> None:
-    """So may one that closes before it has answered."""
+async def test_an_end_before_the_answer_is_transient() -> None:
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
         error = await refused(client, relay)
         assert "closed the connection without an answer" in str(error)
         assert is_transient(error)
 
 
-async def test_hang_up_before_the_greeting() -> None:
-    """A relay that closes during the login may be there again soon."""
+async def test_an_end_before_the_greeting_is_transient() -> None:
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
         error = await refused(client, relay, switching_protocols(RELAY.public))
         assert "derp.Client: failed to receive server key: EOF" in str(error)
@@ -260,16 +256,17 @@ def context(version: ssl.TLSVersion, *rest: bytes) -> ssl.SSLContext:
 
 
 class TestFastStart:
-    """With the relay's key from its meta certificate, nobody waits for an answer."""
+    """With the relay's key from its meta certificate, the client waits for no answer."""
 
     async def test_one_write(self) -> None:
-        """Request, ClientInfo, NotePreferred and WatchConns leave in one record, unanswered."""
+        """Request, ClientInfo, NotePreferred and WatchConns leave in one record, without an
+        answer."""
         settings = ClientConfig(network=DIRECT, tls=TRUSTING.tls, watch_connection_changes=True)
         tls = context(ssl.TLSVersion.TLSv1_3, META)
         async with fake_relay(tls) as relay:
             async with Client.for_url(relay.url, config=settings) as client, bounded():
                 await client.note_preferred(True)
-                # The relay has not said a word.
+                # The relay has not sent a byte.
                 await client.connect()
                 assert client.connected
                 assert client.server_public_key == RELAY.public
@@ -280,15 +277,14 @@ class TestFastStart:
                 assert info.version == 2
                 assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
                 await peer.expect(FrameType.WATCH_CONNS)
-                # The greeting comes all the same, and is passed over.
+                # The greeting comes later, and is skipped.
                 assert peer.key is not None
                 peer.say(pack_server_key(RELAY.public), packet_frame(b"x"))
                 assert await client.recv() == ReceivedPacket(PEER, b"x")
             assert client.stats.connects == 1
 
     @pytest.mark.parametrize("why", ["no meta certificate", "TLS 1.2", "version 0"])
-    async def test_not_without(self, why: str) -> None:
-        """Without a certificate that can be believed the client waits for the answer."""
+    async def test_without_a_valid_meta_certificate_the_client_waits(self, why: str) -> None:
         version = ssl.TLSVersion.TLSv1_2 if why == "TLS 1.2" else ssl.TLSVersion.TLSv1_3
         rest = () if why == "no meta certificate" else (META,)
         if why == "version 0":
@@ -311,7 +307,7 @@ class TestFastStart:
             assert not connecting.done()
             peer.say(switching_protocols(RELAY.public))
             if why == "version 0":
-                # The key is known, so that the greeting is not awaited.
+                # The key is known, so the client does not wait for the greeting.
                 await peer.client_info()
             await connecting if why == "version 0" else await peer.login()
             await connecting
@@ -319,7 +315,8 @@ class TestFastStart:
             assert client.tls_state.version == version.name.replace("_", ".")
 
     async def test_another_key_in_the_greeting(self) -> None:
-        """The key of the meta certificate is used; the greeting is not compared, as in Go."""
+        """The key of the meta certificate is used; the greeting is not compared with it, as in
+        Go."""
         tls = context(ssl.TLSVersion.TLSv1_3, META)
         async with (
             fake_relay(tls) as relay,
@@ -337,15 +334,15 @@ class TestFastStart:
 
 
 async def test_server_info_is_the_first_message() -> None:
-    """ServerInfo is given to the program like any other message."""
+    """The program receives ServerInfo like any other message."""
     async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
         info = ServerInfo(2, 1000, 2000)
         await connects(client, relay, info=info)
         assert await client.recv_with_generation() == (info, 1)
 
 
-def test_frames_that_are_passed_over_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """With Go's words."""
+def test_skipped_frames_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """With Go's text."""
     caplog.set_level("DEBUG", "pyderp.client")
     session = Login(NodePrivate.generate(), ClientInfo()).session(NodePrivate.generate().public)
     assert session.receive_data(pack_frame(FrameType.PEER_GONE, b"short")) == []

@@ -71,7 +71,7 @@ class ClientMachine(RuleBasedStateMachine):
             if generation not in self.lost and not link.aborted and not link.closed
         ]
 
-    # What happens
+    # Events
 
     @rule(turns=st.integers(1, 4))
     def time_goes_on(self, turns: int) -> None:
@@ -134,7 +134,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live())
     @rule(error=LOSSES, times=st.integers(1, 3))
     def breaks_under_a_sender(self, error: Exception | None, times: int) -> None:
-        """The sender notices, and may have connected anew, before the receiver has its turn."""
+        """The sender sees the break, and may have connected anew, before the receiver runs."""
 
         async def go() -> None:
             (link,) = self.live()
@@ -175,10 +175,10 @@ class ClientMachine(RuleBasedStateMachine):
         self.run(task_of(task))
         self.time_goes_on(3)
 
-    # What was promised
+    # Promises
 
     def collect(self) -> None:
-        """Look at the calls that are done."""
+        """Check the calls that are done."""
         if self.receiver is not None and self.receiver.done():
             task, self.receiver = self.receiver, None
             if not task.cancelled():
@@ -196,12 +196,12 @@ class ClientMachine(RuleBasedStateMachine):
             assert number in self.fed[generation]
             # In order, nothing twice, never back to an older connection.
             assert not self.received or self.received[-1] < (generation, number)
-            # Nothing left out, and nothing after the connection's error.
+            # Nothing is left out, and nothing comes after the connection's error.
             before = [n for g, n in self.received if g == generation]
             assert before == self.fed[generation][: len(before)]
             assert self.fed[generation][len(before)] == number
             assert not self.receiver_errors[generation]
-            # Whoever began to receive from a connection hears of its end.
+            # A receiver that began on a connection gets the error of its end.
             for earlier, _ in self.received[-1:]:
                 assert earlier == generation or self.receiver_errors[earlier] == 1
             self.received.append((generation, number))
@@ -234,7 +234,7 @@ class ClientMachine(RuleBasedStateMachine):
             return
         assert error.generation in self.lost
         if first:
-            # A send that began after the break hears of it; only the first one does.
+            # A send that began after the break gets its error; only the first one does.
             self.send_errors[error.generation] += 1
             assert self.send_errors[error.generation] == 1
 
@@ -276,7 +276,7 @@ class ClientMachine(RuleBasedStateMachine):
             self.loop.close()
 
     def goes_on(self) -> None:
-        """A receiver that goes on hears all there is, and then waits for more."""
+        """A receiver that goes on gets all messages, and then waits for more."""
         self.links.error = None
         for link in self.live():
             link.took_all()
@@ -301,7 +301,7 @@ TestClientMachine.settings = settings(max_examples=150, stateful_step_count=40, 
 
 
 def test_of_two_senders_on_an_ended_connection_one_gets_its_error() -> None:
-    """Found by the machine: the kernel had been full, and the receiver had yet to read."""
+    """Found by the machine: the kernel was full, and the receiver had not run yet."""
     state = ClientMachine()
     state.send(wait=True)
     state.kernel(full=True)

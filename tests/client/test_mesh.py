@@ -1,4 +1,4 @@
-"""Watching who is on a relay."""
+"""Watching which clients are on a relay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def gone(peer: NodePublic, reason: int = 0) -> bytes:
 
 
 class Seen:
-    """What the callbacks were called with."""
+    """Arguments of the callbacks."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, NodePublic, int]] = []
@@ -83,7 +83,7 @@ class Watched:
         )
 
     async def generation(self, number: int) -> LoginLink:
-        """Wait for a connection and for the watch to receive from it."""
+        """Wait for a connection on which the watch receives."""
         await until(
             lambda: (
                 self.client.generation == number
@@ -133,14 +133,14 @@ async def test_add_and_remove() -> None:
             ("remove", B, 1),
         ]
         assert not watch.seen.errors
-        # Only what is out of the ordinary is a line in the log.
+        # Only unusual messages are logged.
         assert [line for line in watch.lines if "gone" in line] == [
             f"peer {B.short()} gone, reason 0x1"
         ]
 
 
-async def test_other_messages() -> None:
-    """Nothing else is acted on; a ping is not answered."""
+async def test_other_messages_are_ignored() -> None:
+    """Pings are not answered."""
     async with watched() as watch:
         link = await watch.generation(1)
         link.words()
@@ -150,8 +150,8 @@ async def test_other_messages() -> None:
         assert link.words() == []
 
 
-async def test_break() -> None:
-    """When the connection breaks all are removed once, with a reason of our own; then anew."""
+async def test_a_break_removes_each_peer_once() -> None:
+    """With a reason of the client's own; then the peers are added anew."""
     async with watched() as watch:
         link = await watch.generation(1)
         await watch.feed(present(A), present(B), gone(B))
@@ -168,8 +168,8 @@ async def test_break() -> None:
         assert "Recv: derp.Recv: EOF" in watch.lines
 
 
-async def test_break_without_a_server() -> None:
-    """Nothing is removed, and nothing is said of it."""
+async def test_a_break_before_the_first_message_removes_nothing() -> None:
+    """No line is logged."""
     async with watched() as watch:
         (await watch.generation(1)).lose()
         await watch.generation(2)
@@ -177,8 +177,8 @@ async def test_break_without_a_server() -> None:
         assert not any("clearing" in line for line in watch.lines)
 
 
-async def test_reconnect_by_another_task() -> None:
-    """The new connection is subscribed, and its first message clears what was."""
+async def test_a_connection_made_by_another_task_is_watched() -> None:
+    """Its first message removes the peers of the old one."""
     async with watched(retry=0.0001) as watch:
         link = await watch.generation(1)
         await watch.feed(present(A))
@@ -193,8 +193,8 @@ async def test_reconnect_by_another_task() -> None:
         assert watch.seen.events == [("add", A, 0), ("remove", A, BROKE), ("add", B, 0)]
 
 
-async def test_failed_connects() -> None:
-    """Each is told, and tried again after the same time (with a twin of TestNotifyError)."""
+async def test_failed_connects_are_reported_and_tried_again() -> None:
+    """After the same time each (with a twin of TestNotifyError)."""
     links = Links()
     links.error = ConnectionRefusedError("refused")
     seen = Seen()
@@ -221,14 +221,13 @@ async def test_failed_connects() -> None:
     await client.aclose()
 
 
-def test_retry_is_five_seconds() -> None:
-    """By default it is Go's."""
+def test_a_retry_waits_five_seconds_as_in_go() -> None:
     assert module.RETRY == 5.0
 
 
 @pytest.mark.parametrize("ignore", ["own", "zero", "another", "none"])
-async def test_self_connect(ignore: str) -> None:
-    """A relay with the key to ignore ends the watch; the connection stays open."""
+async def test_a_relay_with_the_ignored_key_ends_the_watch(ignore: str) -> None:
+    """The connection stays open."""
     key = {
         "own": RELAY.public,
         "zero": NodePublic(bytes(KEY_LEN)),
@@ -250,8 +249,8 @@ async def test_self_connect(ignore: str) -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 @pytest.mark.parametrize("when", ["receiving", "waiting", "connecting"])
-async def test_stop(how: str, when: str) -> None:
-    """A cancel or a close stops the watch at once, whatever it does; nobody is left present."""
+async def test_a_cancel_or_a_close_stops_the_watch_at_once(how: str, when: str) -> None:
+    """In any state; no peer stays present."""
     async with watched(retry=100) as watch:
         if when == "connecting":
             watch.links.silent = True
@@ -279,8 +278,8 @@ async def test_stop(how: str, when: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["add", "remove", "notify_error"])
-async def test_callback_that_raises(which: str) -> None:
-    """An error in a callback is the watch's; its timer is stopped."""
+async def test_an_error_of_a_callback_ends_the_watch(which: str) -> None:
+    """Its timer is stopped."""
 
     class Oops(Exception):
         pass
@@ -305,7 +304,7 @@ async def test_callback_that_raises(which: str) -> None:
 
 
 async def test_a_callback_that_raises_leaves_no_peer() -> None:
-    """Whoever was added is removed, also the one whose adding failed."""
+    """Every added peer is removed, also the one whose adding failed."""
     links = Links()
     client = links.client()
     removed: list[PeerGone] = []
@@ -327,10 +326,10 @@ async def test_a_callback_that_raises_leaves_no_peer() -> None:
 
 
 class TestStatus:
-    """Lines that say how many peers there are."""
+    """Log lines with the number of peers."""
 
-    async def test_without_peers(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Some time after the start, once, even if nothing came or nothing is connected."""
+    async def test_a_line_without_peers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Some time after the start, once, even without a message or a connection."""
         monkeypatch.setattr(module, "_FIRST_STATUS", 0.02)
 
         async with watched() as watch:
@@ -341,8 +340,9 @@ class TestStatus:
             await watch.feed(present(A), gone(A))
             assert [line for line in watch.lines if "connected; " in line] == ["connected; 0 peers"]
 
-    async def test_when_they_have_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A while after the last of the first peers."""
+    async def test_a_line_after_the_last_of_the_first_peers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(module, "_SETTLED", 60.0)
 
         async with watched() as watch:
@@ -359,16 +359,17 @@ class TestStatus:
             assert sum("connected; " in line for line in watch.lines) == 1
 
     async def test_at_the_first_departure(self) -> None:
-        """At once, and the one that leaves still counts."""
+        """At once; the peer that leaves still counts."""
         async with watched() as watch:
             await watch.generation(1)
             await watch.feed(present(A), present(B), gone(A))
             assert "connected; 2 peers" in watch.lines
 
-    async def test_now_and_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """With a message about a peer, if the last line is old."""
+    async def test_an_old_line_is_renewed_with_the_next_message(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert module.STATUS == 10.0
-        monkeypatch.setattr(module, "_SETTLED", 60.0)  # that would be a line, too
+        monkeypatch.setattr(module, "_SETTLED", 60.0)  # which would be a line as well
 
         async with watched() as watch:
             await watch.generation(1)
@@ -390,12 +391,12 @@ def of(relay: Relay, private: NodePrivate | None = None) -> Client:
 
 
 class TestRelay:
-    """With a real relay."""
+    """With a relay of this project."""
 
     @pytest.mark.parametrize("where", ["receiving", "in add"])
     async def test_break_again_and_again(self, where: str) -> None:
         """Twins of TestBreakWatcherConnRecv and TestBreakWatcherConn: ten times the connection
-        breaks, and ForwardPacket makes a new one; each time the watcher finds itself again."""
+        breaks, and ForwardPacket makes a new one; each time the watcher sees itself again."""
         seen = Seen()
         breaks = 0
         async with Relay(RelayConfig(mesh_key=MESH)) as relay, of(relay) as client:
@@ -439,8 +440,7 @@ class TestRelay:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def test_others(self) -> None:
-        """Clients that come and go are told as they do."""
+    async def test_peers_that_come_and_go_are_added_and_removed(self) -> None:
         async with Relay(RelayConfig(mesh_key=MESH)) as relay, of(relay) as client:
             seen = Seen()
             task = asyncio.create_task(watch_mesh(client, add=seen.add, remove=seen.remove))
@@ -471,7 +471,7 @@ class TestRelay:
                         await task
                     assert not seen.events
                 else:
-                    # The relay says nothing to itself, but the watch goes on.
+                    # The relay sends no message about itself, but the watch goes on.
                     await until(lambda: client.connected)
                     assert await client.ping() > 0
                     assert not task.done()

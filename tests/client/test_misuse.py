@@ -1,4 +1,4 @@
-"""What a program does wrong is refused at once, and the error names it."""
+"""Mistakes of a program are refused at once, with an error that names them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .fakes import DIRECT, PEER, LoginLink, bounded, fake_relay, linked
 
 
 @pytest.mark.parametrize("dst", ["nodekey:" + "1" * 64, bytes(32), None], ids=["text", "raw", "no"])
-async def test_a_destination_that_is_no_key(dst: Any) -> None:
+async def test_a_destination_that_is_no_key_is_refused(dst: Any) -> None:
     async with linked() as (client, links):
         with pytest.raises(TypeError, match=r"want a NodePublic, which NodePublic\.parse"):
             await client.send(dst, b"x")
@@ -56,7 +56,7 @@ async def test_a_destination_that_is_no_key(dst: Any) -> None:
         ("connect_scope", 3.0, "want a function or None"),
     ],
 )
-def test_a_setting_of_another_type(name: str, value: Any, want: str) -> None:
+def test_a_setting_of_another_type_is_refused(name: str, value: Any, want: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is a .*; {want}$"):
         ClientConfig(**{name: value})
 
@@ -80,7 +80,9 @@ URL = "http://127.0.0.1:1/derp"
         ({"url": None}, "url is a NoneType; want str"),
     ],
 )
-def test_an_argument_of_another_type(make: Any, arguments: dict[str, Any], error: str) -> None:
+def test_an_argument_of_another_type_is_refused(
+    make: Any, arguments: dict[str, Any], error: str
+) -> None:
     with pytest.raises(ConfigError, match=f"^{error}") as caught:
         make(**{"url": URL} | arguments)
     assert KEY.to_text() not in str(caught.value)
@@ -88,13 +90,13 @@ def test_an_argument_of_another_type(make: Any, arguments: dict[str, Any], error
 
 @pytest.mark.parametrize("make", [Client.for_region, blocking.Client.for_region])
 @pytest.mark.parametrize("region", ["fra", 900, DERPMap(), None])
-def test_what_is_no_region(make: Any, region: Any) -> None:
+def test_an_object_that_is_no_region_is_refused(make: Any, region: Any) -> None:
     kind = type(region).__name__
     with pytest.raises(ConfigError, match=f"^region is a {kind}; want DERPRegion, as DERPMap.reg"):
         make(region)
 
 
-async def test_a_function_that_returns_no_region() -> None:
+async def test_a_function_that_returns_no_region_is_refused() -> None:
     returns: Any = lambda: "fra"  # noqa: E731
     async with Client.for_region(returns) as client:
         with pytest.raises(ConnectError, match="what the function returned is a str") as caught:
@@ -105,45 +107,45 @@ async def test_a_function_that_returns_no_region() -> None:
 @pytest.mark.parametrize(
     "peer", ["nodekey:" + "1" * 64, bytes(32), None], ids=["text", "raw", "no"]
 )
-def test_a_peer_to_seal_for_that_is_no_key(peer: Any) -> None:
+def test_a_sealed_peer_that_is_no_key_is_refused(peer: Any) -> None:
     for client in (Client.for_url(URL), blocking.Client.for_url(URL)):
         with pytest.raises(TypeError, match=r"^the peer is a .*; want a NodePublic"):
             client.sealed(peer)
 
 
 @pytest.mark.parametrize("seconds", ["3", None, True])
-async def test_times_that_are_no_numbers(seconds: Any) -> None:
+async def test_times_that_are_no_numbers_are_refused(seconds: Any) -> None:
     async with linked() as (client, _):
         with pytest.raises(TypeError, match=r"^within is a .*; want seconds"):
             await client.send(PEER, b"x", reconnect=True, within=seconds)
-    if seconds is not None:  # which is no limit
+    if seconds is not None:  # None is no limit
         with pytest.raises(TypeError, match=r"^timeout is a .*; want seconds"):
             blocking.Client.for_url(URL).recv(timeout=seconds)
 
 
 @pytest.mark.parametrize("parse", [NodePublic.parse, NodePrivate.parse, MeshKey.parse])
 @pytest.mark.parametrize("text", [None, b"nodekey:", 3])
-def test_a_key_to_parse_that_is_no_text(parse: Any, text: Any) -> None:
+def test_parsing_a_key_that_is_no_text_is_refused(parse: Any, text: Any) -> None:
     with pytest.raises(TypeError, match=r"^a key to parse is a .*; want str$"):
         parse(text)
 
 
 @pytest.mark.parametrize("config", [{}, {"a": 1}, 3, "x", RelayConfig])
-def test_a_relay_s_settings_of_another_type(config: Any) -> None:
+def test_a_relay_setting_of_another_type_is_refused(config: Any) -> None:
     for make in (Relay, FaultyRelay, RelayThread):
         with pytest.raises(ConfigError, match=r"^config is a .*; want RelayConfig or None$"):
             make(config)
 
 
 @pytest.mark.parametrize(("name", "value"), [("tls", "yes"), ("seed", "x"), ("seed", True)])
-def test_a_faulty_relay_s_arguments_of_another_type(name: str, value: Any) -> None:
+def test_a_faulty_relay_argument_of_another_type_is_refused(name: str, value: Any) -> None:
     for make in (FaultyRelay, RelayThread):
         with pytest.raises(ConfigError, match=f"^{name} is a .*; want (bool|int)$"):
             make(**{name: value})
 
 
-def test_a_second_event_loop() -> None:
-    """Whatever uses a connection, or closes it, says whose loop it is; nothing happens."""
+def test_use_in_a_second_event_loop_is_refused() -> None:
+    """Calls that use or close a connection name its loop; nothing happens."""
 
     async def opens() -> LoginLink:
         return LoginLink()
@@ -171,14 +173,14 @@ def test_a_second_event_loop() -> None:
 
         async def end() -> None:
             assert client._life.connection is not None
-            client._life.connection.link.lose()  # type: ignore[attr-defined]  # a fake one
+            client._life.connection.link.lose()  # type: ignore[attr-defined]  # of the fake
             await client.aclose()
 
         first.run(end())
 
 
-def test_the_first_event_loop_is_closed() -> None:
-    """Closing the client is then no error: nothing is open any more."""
+def test_a_client_whose_event_loop_is_closed_can_be_closed() -> None:
+    """Nothing is open any more."""
 
     async def opens() -> LoginLink:
         return LoginLink()

@@ -1,4 +1,4 @@
-"""A DERP session over a stream that is there already."""
+"""A DERP session over a stream that is open already."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ pytestmark = pytest.mark.both_loops
 
 
 class TestOverStream:
-    """A DERP session over a stream that is there."""
-
     @pytest.mark.parametrize("kind", ["socket", "streams", "link", "anyio"])
-    async def test_kinds(self, kind: str) -> None:
+    async def test_any_kind_of_stream_can_be_used(self, kind: str) -> None:
         """A stream is used once; there is no HTTP."""
         async with fake_relay() as relay:
             address = ("127.0.0.1", relay.port)
@@ -63,8 +61,7 @@ class TestOverStream:
                 assert not is_transient(caught.value)
             await peer.gone()
 
-    async def test_close_is_quick(self) -> None:
-        """Closing does not wait for anything that will not come."""
+    async def test_close_waits_for_no_peer(self) -> None:
         async with fake_relay() as relay:
             streams = await asyncio.open_connection("127.0.0.1", relay.port)
             client = Client.over_stream(streams)
@@ -79,8 +76,7 @@ class TestOverStream:
             assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"last"
             await peer.gone()
 
-    async def test_function(self) -> None:
-        """A function is asked at every connect."""
+    async def test_a_function_is_called_at_every_connect(self) -> None:
         async with fake_relay() as relay:
 
             async def opens() -> socket.socket:
@@ -98,7 +94,7 @@ class TestOverStream:
 
 
 async def test_a_stream_that_was_never_used_is_closed() -> None:
-    """It belongs to the client from the start."""
+    """The client owns the stream from the start."""
     ours, theirs = socket.socketpair()
     with theirs:
         await Client.over_stream(ours).aclose()

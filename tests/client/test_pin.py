@@ -61,7 +61,7 @@ async def test_another_certificate_is_refused_before_anything_is_sent(websocket:
 
 
 async def test_the_pinned_certificate_must_be_for_the_name_of_the_url() -> None:
-    """An IP address in the URL need not be in it, a DNS name has to."""
+    """A certificate need not name an IP address of the URL; it must name a DNS name."""
     async with FaultyRelay(tls=True) as relay, bounded():
 
         async def dialer(
@@ -101,7 +101,7 @@ def test_a_pin_is_text() -> None:
 
 
 def test_a_pin_without_tls_is_refused() -> None:
-    """Whether the URL has none, or the settings turn it off: there is nothing to compare."""
+    """If the URL is http, or the settings turn TLS off, there is no certificate to compare."""
     with pytest.raises(ConfigError, match="pin: only with https://"):
         Client.for_url("http://h/derp", pin=ZEROS, config=ClientConfig(network=DIRECT))
     config = ClientConfig(network=NetworkSettings(use_derp_http=True))

@@ -1,4 +1,4 @@
-"""Receiving through the client: one at a time or many, and when it stops to read."""
+"""Receiving through the client: single messages or many, and when reading stops."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ from .fakes import (
 KIB = 1024
 
 
-async def test_every_message() -> None:
-    """All that a relay says becomes a message, KeepAlive as well (with a twin of
-    TestClientRecv: ping, pong, health set and cleared, restarting)."""
+async def test_each_frame_becomes_a_message() -> None:
+    """KeepAlive as well (with a twin of TestClientRecv: ping, pong, health set and cleared,
+    restarting)."""
     async with linked() as (client, links):
         present = pack_peer_present(PEER, bytes(10) + b"\xff\xff\x01\x02\x03\x04", 99, 3)
         links.last.feed(
@@ -91,7 +91,7 @@ async def test_every_message() -> None:
 
 
 async def test_nothing_is_answered_by_itself() -> None:
-    """A ping of the relay's is for the program to answer."""
+    """Answering a ping of the relay is up to the program."""
     async with linked() as (client, links):
         links.last.feed(pack_ping(b"12345678"))
         assert await client.recv() == Ping(b"12345678")
@@ -103,7 +103,7 @@ async def test_nothing_is_answered_by_itself() -> None:
 
 
 async def test_own_pongs_are_not_messages() -> None:
-    """The answer to `ping` is consumed, that to `send_ping` is a message."""
+    """The pong to `ping` is consumed, that to `send_ping` is a message."""
     async with linked() as (client, links):
         receiving = asyncio.create_task(client.recv())
         pinging = asyncio.create_task(client.ping())
@@ -118,8 +118,8 @@ async def test_own_pongs_are_not_messages() -> None:
         assert await receiving == Pong(b"12345678")
 
 
-async def test_second_receiver() -> None:
-    """Only one task may receive at a time; the other one is told, the first goes on."""
+async def test_a_second_receiver_is_refused() -> None:
+    """The first one goes on."""
     async with linked() as (client, links):
         first = asyncio.create_task(client.recv())
         await asyncio.sleep(0)
@@ -130,8 +130,8 @@ async def test_second_receiver() -> None:
         assert await first == ReceivedPacket(PEER, b"x")
 
 
-async def test_cancelled_receiver_loses_nothing() -> None:
-    """A message that comes with the cancellation is for the next call."""
+async def test_a_cancelled_receiver_loses_no_message() -> None:
+    """A message that comes with the cancellation is returned by the next call."""
     async with linked() as (client, links):
         for number in range(10):
             receiving = asyncio.create_task(client.recv())
@@ -143,8 +143,8 @@ async def test_cancelled_receiver_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("many", [True, False])
-async def test_a_megabyte_unread(many: bool) -> None:
-    """Above 1 MiB the link is paused, and goes on when all was received."""
+async def test_reading_stops_above_one_mebibyte_unread(many: bool) -> None:
+    """It goes on when all was received."""
     async with linked() as (client, links):
         link = links.last
         for _ in range(20):
@@ -160,8 +160,7 @@ async def test_a_megabyte_unread(many: bool) -> None:
 
 
 @pytest.mark.parametrize("many", [True, False])
-async def test_slow_receiver(many: bool) -> None:
-    """A receiver that is slower than the relay gets everything, in order; then the error."""
+async def test_a_slow_receiver_gets_all_messages_then_the_error(many: bool) -> None:
     count = 1000
 
     async with fake_relay() as relay, connected(relay) as (client, peer):
@@ -182,8 +181,7 @@ async def test_slow_receiver(many: bool) -> None:
 
 
 @pytest.mark.parametrize("cut", ["ended", "silent"])
-async def test_end_while_paused(cut: str) -> None:
-    """What was unread when a connection ended can be received on both event loops."""
+async def test_unread_messages_can_be_received_after_an_end(cut: str) -> None:
     async with fake_relay() as relay, connected(relay) as (client, peer):
         connection = client._life.connection
         assert connection is not None
@@ -198,8 +196,8 @@ async def test_end_while_paused(cut: str) -> None:
         assert len(messages) > 15
 
 
-async def test_silence() -> None:
-    """A relay that says nothing for `receive_timeout` is given up; the next call connects."""
+async def test_a_silent_relay_is_given_up() -> None:
+    """After `receive_timeout`; the next call connects."""
     config = ClientConfig(receive_timeout=0.1)
     async with fake_relay() as relay, connected(relay, config) as (client, peer):
         messages, error = await until_closed(client)
@@ -213,7 +211,7 @@ async def test_silence() -> None:
 
 
 async def test_sending_is_no_sign_of_life() -> None:
-    """What we send does not keep a relay that says nothing."""
+    """Bytes that the client sends do not reset the timeout."""
     async with linked(ClientConfig(receive_timeout=0.1)) as (client, _), bounded():
         with pytest.raises(ConnectionClosed, match="nothing received"):  # noqa: PT012 (in time)
             while True:
@@ -221,8 +219,7 @@ async def test_sending_is_no_sign_of_life() -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_broken_protocol() -> None:
-    """A relay that breaks the protocol ends the connection, with the reason."""
+async def test_a_protocol_error_ends_the_connection_with_its_reason() -> None:
     async with fake_relay() as relay, connected(relay) as (client, peer):
         await client.recv()
         peer.say(packet_frame(b"x"))
@@ -235,7 +232,7 @@ async def test_broken_protocol() -> None:
 
 
 async def test_received_packets_are_bytes() -> None:
-    """A payload is a copy that stays."""
+    """A payload is a copy, so it stays valid."""
     async with linked() as (client, links):
         links.last.feed(packet_frame(b"one"), packet_frame(b""), packet_frame(b"two"))
         found = [m for m in await client.receive_many() if isinstance(m, ReceivedPacket)]
@@ -244,8 +241,7 @@ async def test_received_packets_are_bytes() -> None:
         assert {m.source for m in found} == {PEER}
 
 
-async def test_recv_with_generation_of_a_failed_connect() -> None:
-    """Messages have the generation of their connection, from 1."""
+async def test_generations_count_connections_from_1() -> None:
     async with linked() as (client, links):
         for generation in (1, 2, 3):
             await client.connect()
@@ -263,7 +259,7 @@ async def test_recv_with_generation_of_a_failed_connect() -> None:
 
 
 async def test_pongs_alone_do_not_stop_reading() -> None:
-    """What a ping took in is not unread: a client that only pings goes on for ever."""
+    """Pongs that `ping` consumed are not unread: a client that only pings goes on."""
     link = FakeLink()
     connection = over(link)
     junk = pack_frame(0xFF, bytes(100_000))

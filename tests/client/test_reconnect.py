@@ -1,4 +1,4 @@
-"""How long a client waits, which errors may pass, and `async for message in client`."""
+"""How long a client waits, which errors are transient, and `async for message in client`."""
 
 from __future__ import annotations
 
@@ -44,21 +44,19 @@ from .fakes import (
 )
 
 
-def test_squares_of_ten_milliseconds() -> None:
-    """The n-th wait is n² × 10 ms, at most 5 s."""
+def test_the_nth_wait_is_n_squared_times_10_ms() -> None:
+    """At most 5 s."""
     backoff = Backoff(lambda: 0.5)
     waits = [backoff.failed(0) for _ in range(30)]
     assert waits == pytest.approx([min(n * n * 0.01, 5.0) for n in range(1, 31)])
 
 
 @pytest.mark.parametrize(("uniform", "factor"), [(0.0, 0.5), (0.999, 1.499)])
-def test_jitter(uniform: float, factor: float) -> None:
-    """A wait is between a half and one and a half of that."""
+def test_jitter_makes_a_wait_half_to_one_and_a_half(uniform: float, factor: float) -> None:
     assert Backoff(lambda: uniform).failed(0) == pytest.approx(0.01 * factor)
 
 
-def test_reset() -> None:
-    """After a success it begins anew."""
+def test_a_success_resets_the_waits() -> None:
     backoff = Backoff(lambda: 0.5)
     for _ in range(9):
         backoff.failed(0)
@@ -66,21 +64,20 @@ def test_reset() -> None:
     assert backoff.failed(0) == pytest.approx(0.01)
 
 
-def test_restart_that_was_announced() -> None:
-    """A relay says when to come back; then attempts are frequent for as long as it says."""
+def test_an_announced_restart_sets_wait_and_time_of_attempts() -> None:
+    """The relay says when to come back; then attempts are frequent for as long as it says."""
     backoff = Backoff(lambda: 0.5)
     for _ in range(30):
         backoff.failed(100)
     assert backoff.announced(Restarting(reconnect_in=2.5, try_for=60), 100) == 2.5
     waits = [backoff.failed(102.5 + n) for n in range(20)]
     assert max(waits) == pytest.approx(1.0)
-    # 162.5 is when the time ends.
+    # The time ends at 162.5.
     assert backoff.failed(162.4) == pytest.approx(1.0)
     assert backoff.failed(162.6) > 4
 
 
-def test_advice_has_a_bound() -> None:
-    """No relay keeps a client away for longer than a minute."""
+def test_a_relay_cannot_ask_for_more_than_a_minute() -> None:
     assert Backoff(lambda: 0.5).announced(Restarting(2**32 / 1000, 0), 0) == 60
 
 
@@ -110,8 +107,9 @@ def test_advice_has_a_bound() -> None:
         (ConnectError("x", attempts=[CertificateError("x"), DialError("x")]), True),
     ],
 )
-def test_is_transient(error: Exception, transient: bool) -> None:
-    """What may pass by itself, and what needs a person."""
+def test_transient_errors_are_those_that_can_pass_by_themselves(
+    error: Exception, transient: bool
+) -> None:
     assert is_transient(error) is transient
 
 
@@ -122,7 +120,7 @@ def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that the iteration wanted to wait; it does not."""
+    """Seconds that the iteration wanted to wait; it does not wait."""
     asked: list[float] = []
 
     async def pause(_life: object, delay: float) -> None:
@@ -135,7 +133,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def collect(client: Client, found: list[Message]) -> None:
     async for message in client:
-        found.append(message)  # noqa: PERF401 (what came before an error counts)
+        found.append(message)  # noqa: PERF401 (messages before an error count)
 
 
 async def close(client: Client, links: Links) -> None:
@@ -147,13 +145,13 @@ async def close(client: Client, links: Links) -> None:
 
 @pytest.fixture
 def _all_stable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short a connection was, it counts as one that worked."""
+    """A connection counts as one that worked, however short it was."""
     monkeypatch.setattr(module, "STABLE", 0.0)
 
 
 @pytest.mark.usefixtures("_all_stable")
-async def test_through_breaks(pauses: list[float]) -> None:
-    """Messages of all connections come in one stream; each break is a short wait."""
+async def test_messages_of_all_connections_come_in_one_stream(pauses: list[float]) -> None:
+    """Each break is a short wait."""
     links = Links()
     client = links.client()
     found: list[Message] = []
@@ -165,7 +163,7 @@ async def test_through_breaks(pauses: list[float]) -> None:
     await until(lambda: len(links.all) == 6 and client.connected)
     await close(client, links)
     async with bounded():
-        await task  # it ends with the client, without an error
+        await task  # ends with the client, without an error
     assert found == [ReceivedPacket(PEER, bytes((number,))) for number in range(5)]
     # Each message before was a success.
     assert pauses == pytest.approx([0.01] * 5, abs=0.005)
@@ -173,8 +171,8 @@ async def test_through_breaks(pauses: list[float]) -> None:
 
 
 @pytest.mark.usefixtures("_all_stable")
-async def test_backoff(pauses: list[float]) -> None:
-    """Failures in a row make the waits longer; a connection that works makes them short again."""
+async def test_failures_in_a_row_make_the_waits_longer(pauses: list[float]) -> None:
+    """A connection that works makes them short again."""
     links = Links()
     client = links.client()
     links.error = OSError("no way")
@@ -195,7 +193,7 @@ async def test_backoff(pauses: list[float]) -> None:
 
 
 async def test_a_connection_without_a_message_is_no_success(pauses: list[float]) -> None:
-    """A relay that takes connections and drops them is not asked in a tight loop."""
+    """The waits for a relay that takes connections and drops them become longer."""
     links = Links()
     client = links.client()
     task = asyncio.create_task(collect(client, []))
@@ -208,9 +206,8 @@ async def test_a_connection_without_a_message_is_no_success(pauses: list[float])
     assert pauses == pytest.approx([n * n * 0.01 for n in range(1, 6)], abs=0.005)
 
 
-async def test_a_relay_that_lets_in_and_hangs_up(pauses: list[float]) -> None:
-    """Messages alone make no success: such a relay is asked less and less often, too, also if
-    it says to come back at once."""
+async def test_a_short_connection_with_messages_is_no_success(pauses: list[float]) -> None:
+    """The waits become longer also if the relay asks to be tried again at once."""
     links = Links()
     client = links.client()
     task = asyncio.create_task(collect(client, []))
@@ -225,7 +222,7 @@ async def test_a_relay_that_lets_in_and_hangs_up(pauses: list[float]) -> None:
 
 
 async def test_another_connect_ends_the_wait() -> None:
-    """The relay asks to stay away, and a sender does not: the receiver is there at once."""
+    """The relay asks to wait, and a sender connects: the receiver goes on at once."""
     links = Links()
     client = links.client()
     found: list[Message] = []
@@ -258,8 +255,8 @@ async def test_a_wait_that_is_cancelled_loses_nothing() -> None:
     await close(client, links)
 
 
-async def test_restart(pauses: list[float]) -> None:
-    """A relay that restarts says when to come back; then attempts stay frequent for a while."""
+async def test_a_restarting_relay_sets_the_wait(pauses: list[float]) -> None:
+    """Attempts stay frequent for a while."""
     links = Links()
     client = links.client()
     found: list[Message] = []
@@ -278,8 +275,7 @@ async def test_restart(pauses: list[float]) -> None:
     assert max(pauses[1:]) == pytest.approx(1.0, abs=0.005)
 
 
-async def test_without_reconnect() -> None:
-    """With `reconnect=False` the end of the connection is raised."""
+async def test_without_reconnect_the_end_is_raised() -> None:
     links = Links()
     client = links.client()
     stream = client.messages(reconnect=False)
@@ -296,15 +292,15 @@ async def test_without_reconnect() -> None:
     await close(client, links)
 
 
-async def test_permanent_before_the_first_success(pauses: list[float]) -> None:
-    """What looks permanent is raised, as long as it has never worked."""
+async def test_a_permanent_error_is_raised_before_the_first_success(pauses: list[float]) -> None:
+    """After a success it is waited for."""
     links = Links()
     client = links.client()
     links.error = UpgradeRejected("no", status=404, body="")
     with pytest.raises(ConnectError, match="no"):
         await anext(client.messages())
     assert pauses == []
-    # After a success the relay is known to be one: then it may be a passing trouble.
+    # After a success the address is known to be right: then the error may pass.
     links.error = None
     task = asyncio.create_task(collect(client, []))
     await until(lambda: client.connected)
@@ -316,8 +312,9 @@ async def test_permanent_before_the_first_success(pauses: list[float]) -> None:
     await task
 
 
-async def test_what_passes_before_the_first_success(pauses: list[float]) -> None:
-    """A network that is not there yet is waited for."""
+async def test_a_transient_error_is_waited_for_before_the_first_success(
+    pauses: list[float],
+) -> None:
     links = Links()
     client = links.client()
     links.error = UpgradeRejected("soon", status=503, body="")
@@ -331,8 +328,7 @@ async def test_what_passes_before_the_first_success(pauses: list[float]) -> None
     await task
 
 
-async def test_one_stream_only(pauses: list[float]) -> None:
-    """A stream that cannot be opened again ends the iteration with an error."""
+async def test_a_stream_that_cannot_be_opened_again_ends_the_iteration(pauses: list[float]) -> None:
     links = Links()
     client = Client.over_stream(await links.open())
     task = asyncio.create_task(collect(client, []))
@@ -347,7 +343,7 @@ async def test_one_stream_only(pauses: list[float]) -> None:
 
 
 async def test_connect_scope_that_times_out(pauses: list[float]) -> None:
-    """A connect that a scope ends is tried again like any other."""
+    """A connect that a scope cancels is tried again like any other."""
     async with fake_relay() as relay:
         config = ClientConfig(network=DIRECT, connect_scope=lambda: asyncio.timeout(0.1))
         async with Client.for_url(relay.url, config=config) as client, bounded():
@@ -359,8 +355,8 @@ async def test_connect_scope_that_times_out(pauses: list[float]) -> None:
 
 
 @pytest.mark.parametrize("when", ["receiving", "waiting", "connecting"])
-async def test_ends_with_the_client(when: str) -> None:
-    """Closing ends the iteration at once, also in the middle of a wait or a connect."""
+async def test_a_close_ends_the_iteration_at_once(when: str) -> None:
+    """Also during a wait or a connect."""
     links = Links()
     if when == "connecting":
         async with fake_relay() as relay:
@@ -385,8 +381,7 @@ async def test_ends_with_the_client(when: str) -> None:
         await task
 
 
-async def test_log(pauses: list[float]) -> None:
-    """Each break is a line in the log, with the wait."""
+async def test_each_break_is_logged_with_the_wait(pauses: list[float]) -> None:
     links = Links()
     client = links.client()
     with Log("pyderp.client") as log:
@@ -400,8 +395,8 @@ async def test_log(pauses: list[float]) -> None:
     assert pauses
 
 
-async def test_iterator_can_be_left() -> None:
-    """Leaving a loop keeps the connection; another loop goes on where it stopped."""
+async def test_a_loop_that_is_left_keeps_the_connection() -> None:
+    """Another loop goes on where it stopped."""
     links = Links()
     client = links.client()
     await client.connect()

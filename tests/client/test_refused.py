@@ -1,4 +1,4 @@
-"""A relay that reads the login and hangs up: what is raised, and when the client tries again."""
+"""A relay that reads the login and closes: what is raised, and when the client tries again."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ TEXT = "the relay took the login and closed the connection: it may not admit thi
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("websocket", [False, True], ids=["upgrade", "websocket"])
-async def test_a_relay_that_does_not_admit_the_key(websocket: bool, tls: bool) -> None:
-    """Receivers and senders get `LoginRefused`, whatever carries the stream."""
+async def test_a_relay_that_does_not_admit_the_key_refuses_the_login(
+    websocket: bool, tls: bool
+) -> None:
+    """Receivers and senders raise `LoginRefused`, over any kind of stream."""
     denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
     network = NetworkSettings(use_derp_http=not tls)
     config = ClientConfig(network=network, websocket=websocket)
@@ -78,7 +80,7 @@ async def test_an_end_before_server_info_is_a_refusal(reset: bool) -> None:
             await client.recv()
 
 
-async def test_an_end_after_server_info_is_none() -> None:
+async def test_an_end_after_server_info_is_no_refusal() -> None:
     async with (
         bounded(),
         fake_relay() as relay,
@@ -92,8 +94,8 @@ async def test_an_end_after_server_info_is_none() -> None:
         assert not isinstance(caught.value, LoginRefused)
 
 
-async def test_the_iterator_goes_on_if_the_relay_admitted_us_before() -> None:
-    """A relay that comes back without its source of admission refuses for a while."""
+async def test_the_iterator_goes_on_if_the_relay_admitted_the_key_before() -> None:
+    """A relay whose source of admission is not back yet refuses for a while."""
     async with linked() as (client, links):
         received = asyncio.create_task(anext(client.messages()))
         links.admits = False
@@ -109,10 +111,10 @@ async def test_the_iterator_goes_on_if_the_relay_admitted_us_before() -> None:
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError("reset")], ids=["EOF", "reset"])
 @pytest.mark.parametrize("sends", [False, True], ids=["iterator", "send"])
-async def test_a_relay_that_stops_just_after_the_first_login(
+async def test_a_relay_that_stops_just_after_the_first_login_is_waited_for(
     sends: bool, error: Exception | None
 ) -> None:
-    """One refusal is no proof: a bot that has just started waits for the relay."""
+    """One refusal is no proof: a program that has just started waits for the relay."""
     links = Links()
     links.admits = False
     client = links.client()
@@ -135,7 +137,7 @@ async def test_a_relay_that_stops_just_after_the_first_login(
 
 
 async def send_on(client: Client) -> None:
-    """Send until it raises; the first packet after each login leaves, whatever comes of it."""
+    """Send until it raises; the first packet after each login leaves, even if it is lost."""
     while True:
         await client.send(PEER, b"x", reconnect=True)
         await until(lambda: not client.connected)
@@ -158,7 +160,7 @@ async def test_the_second_refusal_in_a_row_is_raised(sends: bool) -> None:
 async def test_a_send_that_is_held_back_reports_the_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And not only that its time is up."""
+    """Not only its deadline."""
     monkeypatch.setattr(refusals, "_UNIT", 1e6)
 
     links = Links()
@@ -177,7 +179,7 @@ async def test_a_send_that_is_held_back_reports_the_refusal(
 
 
 async def test_logins_after_refusals_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for a connection, and however often: the pauses are those of the client."""
+    """The client keeps the pauses, whichever call connects and however often."""
     monkeypatch.setattr(refusals, "_UNIT", 1e6)
 
     links = Links()
@@ -198,7 +200,7 @@ async def test_logins_after_refusals_are_held_back(monkeypatch: pytest.MonkeyPat
         assert all(isinstance(task.exception(), ConnectionClosed) for task in done)
 
 
-async def test_a_login_that_is_answered_ends_the_pauses() -> None:
+async def test_an_admitted_login_ends_the_pauses() -> None:
     links = Links()
     links.admits = False
     client = links.client()

@@ -27,7 +27,7 @@ START = 1_700_000_000.0
 
 
 class Clock:
-    """Time that stands until it is told to go."""
+    """A clock that goes on only when the test sets it."""
 
     def __init__(self) -> None:
         self.now = START
@@ -59,14 +59,14 @@ def pair(clock: Clock | None = None) -> tuple[SealedPeer, SealedPeer, Clock]:
 
 
 def refused(receiver: SealedPeer, packet: bytes) -> str:
-    """Why a packet is refused."""
+    """The reason why a packet is refused."""
     with pytest.raises(SealError) as caught:
         receiver.open_untrusted(packet)
     return str(caught.value)
 
 
 def forged(plain: bytes) -> bytes:
-    """A packet from Alice to Bob with a content of the test's choice."""
+    """A packet from Alice to Bob with content of the test's choice."""
     return b"PDS\x01" + A.seal_to(B.public, plain, nonce=fresh(24))
 
 
@@ -75,7 +75,7 @@ def context(sender: NodePrivate, receiver: NodePrivate) -> bytes:
     return hashlib.sha256(b"pyderp sealed packet 1\0" + keys).digest()[:16]
 
 
-# What passes
+# Packets that open
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"hello", bytes(SealedPeer.max_payload)])
@@ -94,8 +94,8 @@ def test_longest_payload_makes_the_longest_packet() -> None:
         alice.seal(bytes(alice.max_payload + 1))
 
 
-def test_layout() -> None:
-    """Frozen: other versions must be able to read it."""
+def test_layout_of_a_packet() -> None:
+    """The layout is frozen: other versions must be able to read it."""
     alice, _, _ = pair()
     alice.seal(b"first")
     packet = alice.seal(b"hello")
@@ -112,7 +112,7 @@ def test_the_same_payload_never_makes_the_same_packet() -> None:
     assert len({alice.seal(b"same") for _ in range(10)}) == 10
 
 
-def test_one_may_talk_to_oneself() -> None:
+def test_a_client_can_seal_for_itself() -> None:
     me = peer(A, A.public, Clock())
     packet = me.seal(b"note")
     assert me.open_untrusted(packet) == b"note"
@@ -146,7 +146,7 @@ NO_SECRET = [
 
 @pytest.mark.parametrize("key", NO_SECRET)
 async def test_key_that_shares_no_secret_opens_and_seals_nothing(key: NodePublic) -> None:
-    """Such a source is one word of a relay: asking for its channel raises nothing."""
+    """A relay can send packets of such a source: a channel to it can be made without an error."""
     alice, _, _ = pair()
     async with Client.for_url("http://127.0.0.1:1/derp", private_key=A) as client:
         for nobody in (SealedPeer(A, key, send=nowhere), client.sealed(key)):
@@ -160,7 +160,7 @@ async def test_key_that_shares_no_secret_opens_and_seals_nothing(key: NodePublic
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_any_source_may_be_asked_about(raw: bytes) -> None:
+def test_a_channel_to_any_source_can_be_made(raw: bytes) -> None:
     key = NodePublic(raw)
     someone = SealedPeers(A, send=nowhere).get(key)
     assert someone.peer == key
@@ -177,14 +177,14 @@ def test_payload_is_all_bytes_of_any_bytes_like_object() -> None:
         alice.seal(memoryview(array.array("I", bytes(65536))))
     for wrong in ("text", [1], 8, None):
         with pytest.raises(TypeError, match=f"a payload is bytes, not {type(wrong).__name__}"):
-            alice.seal(wrong)  # type: ignore[arg-type]  # what a program does by mistake
+            alice.seal(wrong)  # type: ignore[arg-type]  # a mistake of a program
 
 
-# What does not
+# Packets that are refused
 
 
 @pytest.mark.parametrize("packet", [b"", b"PDS", b"PDS\x02" + bytes(100), b"hello world"])
-def test_what_is_no_sealed_packet(packet: bytes) -> None:
+def test_bytes_that_are_no_sealed_packet_are_refused(packet: bytes) -> None:
     _, bob, _ = pair()
     assert refused(bob, packet) == "not a sealed packet"
 
@@ -203,13 +203,13 @@ def test_any_bit_that_flips_and_any_cut_is_refused() -> None:
     assert bob.open_untrusted(packet) == b"hello"
 
 
-def test_packet_of_someone_else_is_forged() -> None:
+def test_a_packet_of_another_sender_is_forged() -> None:
     carol = peer(C, B.public, Clock())
     _, bob, _ = pair()
     assert "forged" in refused(bob, carol.seal(b"I am Alice"))
 
 
-def test_packet_for_someone_else_is_forged() -> None:
+def test_a_packet_for_another_receiver_is_forged() -> None:
     to_carol = peer(A, C.public, Clock())
     _, bob, _ = pair()
     assert "forged" in refused(bob, to_carol.seal(b"hello"))
@@ -255,7 +255,7 @@ def test_packet_from_the_future_is_refused(ahead: float, good: bool) -> None:
 
 @pytest.mark.parametrize(("before", "good"), [(5.0, True), (5.001, False)])
 def test_packet_from_before_the_channel_is_refused(before: float, good: bool) -> None:
-    """So a replay does not pass after a restart."""
+    """So a replay is refused after a restart."""
     alice, _, clock = pair()
     packet = alice.seal(b"hello")
     clock.now += before
@@ -285,7 +285,7 @@ def test_replay_is_refused_at_any_later_time() -> None:
         bob.open_untrusted(alice.seal(b"other"))
 
 
-def test_refused_packet_uses_nothing_up() -> None:
+def test_a_refused_packet_uses_up_no_counter() -> None:
     alice, bob, clock = pair()
     packet = alice.seal(b"hello")
     clock.now -= 61
@@ -309,7 +309,7 @@ def test_window_is_2048_packets() -> None:
 
 
 @pytest.mark.parametrize("jump", [2047, 2048, 2**40, 2**64 - 1])
-def test_jump_of_the_counter_costs_nothing_and_forgets_nothing(jump: int) -> None:
+def test_a_jump_of_the_counter_keeps_the_window(jump: int) -> None:
     _, bob, _ = pair()
 
     def packet(counter: int) -> bytes:
@@ -357,7 +357,7 @@ def test_sessions_forgotten_in_any_order_stay_forgotten() -> None:
         assert "forgotten" in refused(bob, packet)
 
 
-def test_clock_that_goes_back_does_not_let_replays_in() -> None:
+def test_a_clock_that_goes_back_admits_no_replay() -> None:
     alice, bob, clock = pair()
     packet = alice.seal(b"hello")
     bob.open_untrusted(packet)
@@ -369,7 +369,8 @@ def test_clock_that_goes_back_does_not_let_replays_in() -> None:
 
 
 def test_sessions_are_bounded_and_none_is_replayed() -> None:
-    """The one whose last packet is the oldest goes, and with it whatever was sealed till then."""
+    """The session whose last packet is the oldest is dropped; all packets sealed up to then are
+    refused."""
     alice, bob, clock = pair()
     first = [alice.seal(b"1"), alice.seal(b"2")]
     bob.open_untrusted(first[0])
@@ -378,7 +379,7 @@ def test_sessions_are_bounded_and_none_is_replayed() -> None:
         bob.open_untrusted(peer(A, B.public, clock).seal(b"x"))
     assert len(bob._seen._sessions) == 64
     assert "forgotten" in refused(bob, first[0])
-    # The session comes back with a later packet; what is older stays refused.
+    # The session comes back with a later packet; older ones stay refused.
     later = alice.seal(b"3")
     assert bob.open_untrusted(later) == b"3"
     for packet in (*first, later):
@@ -388,7 +389,7 @@ def test_sessions_are_bounded_and_none_is_replayed() -> None:
 @quick
 @given(st.data())
 def test_any_order_with_duplicates_opens_each_packet_once(data: st.DataObject) -> None:
-    """Two sessions of Alice, some packets lost, some twice, all within the window."""
+    """Two sessions of Alice, some packets lost, some sent twice, all within the window."""
     clock = Clock()
     bob = peer(B, A.public, clock)
     packets: list[tuple[bytes, bytes]] = []
@@ -448,21 +449,21 @@ def peers(clock: Clock, limit: int) -> SealedPeers:
 
 
 def private(n: int) -> NodePrivate:
-    # Of the first and the last byte some bits do not count.
+    # Some bits of the first and the last byte do not count.
     return NodePrivate.generate(n.to_bytes(16, "big") + bytes(16))
 
 
-def made_up(n: int) -> NodePublic:
+def invented(n: int) -> NodePublic:
     return NodePublic(hashlib.sha256(n.to_bytes(8, "big")).digest())
 
 
-async def test_made_up_sources_do_not_let_replays_in() -> None:
-    """A relay repeats a packet after as many sources as a client keeps, and more."""
+async def test_invented_sources_admit_no_replay() -> None:
+    """A relay repeats a packet after packets of more sources than a client keeps."""
     async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
         packet = SealedPeer(A, B.public, send=nowhere).seal(b"pay 5")
         assert bob.sealed(A.public).open_untrusted(packet) == b"pay 5"
         for n in range(10_001):
-            junk = bob.sealed(made_up(n))
+            junk = bob.sealed(invented(n))
             if n % 100 == 0:
                 refused(junk, packet)
         gc.collect()
@@ -471,10 +472,10 @@ async def test_made_up_sources_do_not_let_replays_in() -> None:
         assert bob.sealed(A.public).open_untrusted(later) == b"pay 6"
 
 
-async def test_10001_real_peers_and_no_replay() -> None:
-    """The one that was heard of least recently is dropped; its packets do not come back."""
+async def test_10001_peers_and_no_replay() -> None:
+    """The peer with the oldest last packet is dropped; its packets stay refused."""
     async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
-        # Its time stands: on a busy machine the first packet would be too old at the end.
+        # The clock stands: on a busy machine the first packet would be too old at the end.
         bob._sealed.clock = clock = Clock()
         packets = []
         for n in range(1, 10_002):
@@ -489,7 +490,7 @@ async def test_10001_real_peers_and_no_replay() -> None:
             assert "replay" in refused(bob.sealed(other), packet)
 
 
-def test_peer_that_was_dropped_comes_back_with_what_is_later() -> None:
+def test_a_dropped_peer_comes_back_with_later_packets() -> None:
     clock = Clock()
     bob = peers(clock, 2)
     alice = peer(A, B.public, clock)
@@ -509,7 +510,7 @@ def test_peer_that_was_dropped_comes_back_with_what_is_later() -> None:
 
 
 def test_floor_holds_when_the_clock_goes_back() -> None:
-    """It is a time that a packet had, not the time of the drop."""
+    """It is the time of a packet, not the time of the drop."""
     clock = Clock()
     bob = peers(clock, 1)
     clock.now += 50
@@ -522,8 +523,8 @@ def test_floor_holds_when_the_clock_goes_back() -> None:
     assert "forgotten" in refused(bob.get(A.public), ahead)
 
 
-def test_one_that_opens_is_used_and_one_that_refuses_is_not() -> None:
-    """A relay cannot keep a peer in use, nor out of it, with packets of its own."""
+def test_a_peer_is_in_use_if_a_packet_opened_and_not_if_one_was_refused() -> None:
+    """A relay can neither keep a peer in the cache nor push it out with packets of its own."""
     clock = Clock()
     bob = peers(clock, 2)
     packets = {n: peer(private(n), B.public, clock).seal(b"") for n in (1, 2, 3)}
@@ -538,7 +539,7 @@ def test_one_that_opens_is_used_and_one_that_refuses_is_not() -> None:
     assert "forgotten" in refused(bob.get(private(2).public), packets[2])
 
 
-def test_keys_without_a_secret_push_nothing_out() -> None:
+def test_keys_without_a_secret_push_out_no_peer() -> None:
     clock = Clock()
     bob = peers(clock, 1)
     packet = peer(A, B.public, clock).seal(b"")
@@ -548,16 +549,16 @@ def test_keys_without_a_secret_push_nothing_out() -> None:
     assert "replay" in refused(bob.get(A.public), packet)
 
 
-def test_object_in_use_is_the_peers_only_one() -> None:
-    """A program may hold what the cache has dropped, and open with it."""
+def test_an_object_in_use_is_the_only_one_of_its_peer() -> None:
+    """A program may hold an object that the cache has dropped, and open with it."""
     clock = Clock()
     bob = peers(clock, 1)
     held = bob.get(A.public)
     for n in range(3):
-        bob.get(made_up(n))
+        bob.get(invented(n))
     assert bob.get(A.public) is held
     for n in range(3):
-        bob.get(made_up(n))
+        bob.get(invented(n))
     packet = peer(A, B.public, clock).seal(b"")
     held.open_untrusted(packet)
     assert bob.get(A.public) is held
@@ -566,10 +567,10 @@ def test_object_in_use_is_the_peers_only_one() -> None:
     clock.now += 1
     packet = peer(A, B.public, clock).seal(b"")
     held.open_untrusted(packet)
-    # What has opened a packet is kept from then on, also if it had been dropped before.
+    # A peer that has opened a packet is kept from then on, also if it had been dropped before.
     del held
     for n in range(3):
-        bob.get(made_up(n))
+        bob.get(invented(n))
     gc.collect()
     assert "replay" in refused(bob.get(A.public), packet)
 
@@ -581,7 +582,7 @@ def test_both_kinds_are_bounded() -> None:
         key = private(n)
         clock.now += 0.001
         bob.get(key.public).open_untrusted(peer(key, B.public, clock).seal(b""))
-        bob.get(made_up(n))
+        bob.get(invented(n))
     gc.collect()
     assert (len(bob._opened), len(bob._unopened), len(bob._alive)) == (3, 3, 6)
 
@@ -609,7 +610,7 @@ def test_nothing_opens_twice_however_many_peers(
         if who < 5:
             packets.append((private(who + 1).public, senders[who].seal(b"")))
         else:
-            bob.get(made_up(len(packets)))
+            bob.get(invented(len(packets)))
         if not packets:
             continue
         for key, packet in data.draw(st.lists(st.sampled_from(packets), max_size=4)):

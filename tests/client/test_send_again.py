@@ -1,4 +1,4 @@
-"""`send(…, reconnect=True)`: over as many connections as it takes, and no longer than asked."""
+"""`send(…, reconnect=True)`: over as many connections as needed, within its time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def sent(link: LoginLink) -> list[bytes]:
     return [payload[32:] for kind, payload in link.words() if kind == FrameType.SEND_PACKET]
 
 
-async def test_a_bot_that_answers_survives_an_end() -> None:
-    """The connection ends while a message is handled; the answer leaves by the next one."""
+async def test_an_answer_leaves_by_the_next_connection() -> None:
+    """The connection ends while the program handles a message."""
     async with linked() as (client, links):
         links.last.feed(packet_frame(b"one"))
         messages = client.messages()
@@ -54,7 +54,7 @@ async def test_it_ends_in_time_with_the_last_error() -> None:
         links.error = None
 
 
-async def test_what_is_permanent_is_raised_at_once() -> None:
+async def test_a_permanent_error_is_raised_at_once() -> None:
     async with linked() as (client, links):
         links.error = CertificateError("no")
         links.last.lose()

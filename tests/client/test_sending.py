@@ -31,11 +31,11 @@ BIG = bytes((1 << 16) + 1)
 
 
 class TestSending:
-    """Calls that send."""
+    """Calls that send packets and commands."""
 
     @pytest.mark.parametrize("state", ["new", "connected"])
-    async def test_too_big(self, state: str) -> None:
-        """A packet above 64 KiB is refused before anything is connected, sent or closed."""
+    async def test_too_big_a_packet_is_refused(self, state: str) -> None:
+        """Above 64 KiB, before anything is connected, sent or closed."""
         links = Links()
         client = links.client()
         if state == "connected":
@@ -57,7 +57,7 @@ class TestSending:
         await client.aclose()
 
     async def test_many_in_order(self) -> None:
-        """A list leaves in order and in few writes, waiting for the kernel in between."""
+        """A list leaves in order and in few writes; in between the caller waits for the kernel."""
         async with linked() as (client, links):
             link = links.last
             packets = [number.to_bytes(2, "big") * 600 for number in range(200)]
@@ -72,7 +72,7 @@ class TestSending:
             assert client.stats.packets_sent == 200
 
     async def test_send_waits_for_the_kernel(self) -> None:
-        """With more than 64 KiB on its way a send waits, and goes on when it is taken."""
+        """With more than 64 KiB unsent a send waits until the kernel has taken them."""
         async with linked() as (client, links):
             links.last.pending_bytes = (1 << 16) + 1
             await client.send(PEER, bytes(60_000))
@@ -81,12 +81,12 @@ class TestSending:
             for _ in range(3):
                 await asyncio.sleep(0)
             assert not any(task.done() for task in waiting)
-            assert len(links.last.written) == 1  # no packet of who waits is queued
+            assert len(links.last.written) == 1  # the packet of a waiting send is not queued
             links.last.took_all()
             await asyncio.gather(*waiting)
 
-    async def test_slow_relay(self) -> None:
-        """Against a relay that reads slowly nothing is lost, nor much is held."""
+    async def test_a_slow_relay_loses_nothing(self) -> None:
+        """Little is held in memory."""
         async with fake_relay() as relay, connected(relay) as (client, peer):
             count = 400
             sent = 0
@@ -123,8 +123,8 @@ class TestSending:
                     await call
             assert client.connected
 
-    async def test_pings_do_not_close(self) -> None:
-        """Without a connection they fail; the receiver still hears of its end."""
+    async def test_pings_without_a_connection_fail(self) -> None:
+        """The receiver still gets the error of the connection's end."""
         async with linked() as (client, links):
             links.last.lose()
             for call in (client.ping(), client.send_ping(bytes(8)), client.send_pong(bytes(8))):
@@ -133,8 +133,8 @@ class TestSending:
             with pytest.raises(ConnectionClosed):
                 await client.recv()
 
-    async def test_preferred(self) -> None:
-        """A change is said at once; no change is not said."""
+    async def test_a_change_of_preferred_is_sent_at_once(self) -> None:
+        """The same value again is not sent."""
         async with linked() as (client, links):
             for value in (False, True, True, False):
                 await client.note_preferred(value)
@@ -145,12 +145,12 @@ class TestSending:
                 (FrameType.NOTE_PREFERRED, b"\x00"),
             ]
             links.last.lose()
-            await client.note_preferred(True)  # is kept for the next connect
+            await client.note_preferred(True)  # kept for the next connect
             await client.connect()
             assert links.last.words()[1] == (FrameType.NOTE_PREFERRED, b"\x01")
 
-    async def test_watch(self) -> None:
-        """The first call subscribes, also on a connection that is there; once a connection."""
+    async def test_watch_subscribes_once_a_connection(self) -> None:
+        """Also on a connection that is open already."""
         async with linked() as (client, links):
             await client.watch_connection_changes()
             await client.watch_connection_changes()
@@ -165,7 +165,6 @@ class TestSending:
             ]
 
     async def test_watch_connects(self) -> None:
-        """Without a connection it makes one."""
         links = Links()
         client = links.client()
         await client.watch_connection_changes()
@@ -175,7 +174,7 @@ class TestSending:
 
 
 class TestPing:
-    """Round trips."""
+    """Round trips of `ping`."""
 
     async def test_timeout(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a pong in time a ping fails, and the connection stays."""
@@ -186,15 +185,13 @@ class TestPing:
                 await client.ping()
             assert client.connected
 
-    async def test_sooner_deadline(self) -> None:
-        """The caller's own deadline is his TimeoutError."""
+    async def test_a_sooner_deadline_of_the_caller_raises_timeouterror(self) -> None:
         async with linked() as (client, _):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await client.ping()
 
-    async def test_connection_lost(self) -> None:
-        """A connection that ends meanwhile is an error at once."""
+    async def test_a_lost_connection_is_an_error_at_once(self) -> None:
         async with linked() as (client, links):
             pinging = asyncio.create_task(client.ping())
             await asyncio.sleep(0)
@@ -202,8 +199,7 @@ class TestPing:
             with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$"):
                 await pinging
 
-    async def test_closed(self) -> None:
-        """So is a client that is closed."""
+    async def test_a_closed_client_is_an_error_at_once(self) -> None:
         async with linked() as (client, links):
             pinging = asyncio.create_task(client.ping())
             await asyncio.sleep(0)
@@ -217,10 +213,10 @@ class TestPing:
 
 
 class TestTroublemakers:
-    """Calls that went wrong for others."""
+    """Wrong or greedy calls do not harm other calls."""
 
     @pytest.mark.parametrize("wrong", ["text", [1, 2, 300], None, 5])
-    async def test_what_is_no_packet_changes_nothing(self, wrong: Any) -> None:
+    async def test_an_object_that_is_no_packet_changes_nothing(self, wrong: Any) -> None:
         """It is refused before anything is queued; the packets after it arrive whole."""
         async with linked() as (client, links):
             with pytest.raises(TypeError, match="a packet is bytes, not"):
@@ -236,7 +232,7 @@ class TestTroublemakers:
             assert packets == [array("I", [1, 2, 3]).tobytes(), b"secret"]
 
     async def test_a_sender_in_a_loop_lets_others_run(self) -> None:
-        """Also while the kernel takes all: a deadline comes, and is not late by a second."""
+        """Also while the kernel takes all: a deadline is not late by a second."""
         async with linked() as (client, _):
             turns = 0
 
@@ -255,7 +251,7 @@ class TestTroublemakers:
 
     @pytest.mark.parametrize("call", ["pong", "ping", "close_peer", "note_preferred"])
     async def test_other_frames_wait_as_well(self, call: str) -> None:
-        """A relay that does not read cannot make a client pile up its answers."""
+        """A relay that does not read cannot make a client queue its answers without limit."""
         async with linked() as (client, links):
             links.last.pending_bytes = (1 << 16) + 1
             await client.send_pong(b"12345678")
@@ -275,7 +271,7 @@ class TestTroublemakers:
 
 
 def test_a_closed_loop_is_an_error_each_time() -> None:
-    """A client that is used after its event loop has ended does not lose packets in silence."""
+    """Packets of a client whose event loop has ended are not lost without an error."""
 
     def scenario() -> None:
         client = Links().client()

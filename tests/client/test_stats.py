@@ -19,8 +19,8 @@ from pyderp.wire.frames import pack_frame, pack_ping, pack_restarting
 from .fakes import PEER, linked, packet_frame, server_info_frame, until_closed
 
 
-async def test_traffic() -> None:
-    """Packets and bytes of the DERP stream, both ways."""
+async def test_packets_and_bytes_are_counted_both_ways() -> None:
+    """Bytes are those of the DERP stream."""
     async with linked() as (client, links):
         await client.send(PEER, b"12")
         await client.send_many(PEER, [b"3", b"4"])
@@ -40,20 +40,20 @@ async def test_traffic() -> None:
         links.last.lose()
         for _ in range(2):
             with pytest.raises(ConnectionClosed):
-                client._life.connection.send_packets(PEER, (b"x",))  # type: ignore[union-attr]  # is there
+                client._life.connection.send_packets(PEER, (b"x",))  # type: ignore[union-attr]  # not None
         await asyncio.sleep(0)
         assert stats.packets_sent == 4
 
 
-async def test_dropped() -> None:
-    """What the token bucket does not allow is counted, and not as sent."""
+async def test_packets_without_tokens_count_as_dropped() -> None:
+    """They do not count as sent."""
     async with linked() as (client, links):
         links.last.feed(server_info_frame(client.self_public_key, ServerInfo(2, 1, 38)))
         await client.send(PEER, b"1")
         await client.send(PEER, b"2")
         await asyncio.sleep(0)
         assert (client.stats.packets_sent, client.stats.packets_dropped) == (1, 1)
-        # A new connection is unlimited until it says otherwise.
+        # A new connection is unlimited until the relay sends a limit.
         links.last.lose()
         await client.connect()
         await client.send_many(PEER, [b"x"] * 50)
@@ -61,8 +61,8 @@ async def test_dropped() -> None:
         assert (client.stats.packets_sent, client.stats.packets_dropped) == (51, 1)
 
 
-async def test_disconnects() -> None:
-    """Each end of a connection is counted once, by its reason; closing is none."""
+async def test_each_end_is_counted_once_by_its_reason() -> None:
+    """A close is not counted."""
     async with linked(ClientConfig(receive_timeout=0.2)) as (client, links):
         stats = client.stats
 

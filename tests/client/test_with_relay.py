@@ -1,4 +1,4 @@
-"""The client with a relay of ours."""
+"""The client with a relay of this project."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ def of(relay: Relay, **settings: Any) -> Client:
 
 
 class TestRelay:
-    """With a real relay."""
-
     async def test_send_and_receive(self) -> None:
-        """Twin of TestSendRecv: 0 → 1 and 1 → 2 arrive, nobody else gets anything, and the
+        """Twin of TestSendRecv: 0 → 1 and 1 → 2 arrive, no other client gets a packet, and the
         first message of each is ServerInfo."""
         async with Relay() as relay, of(relay) as a, of(relay) as b, of(relay) as c:
             keys = [client.self_public_key for client in (a, b, c)]
@@ -62,7 +60,7 @@ class TestRelay:
             async with bounded():
                 assert await b.recv() == ReceivedPacket(keys[0], b"hello 0->1")
                 assert await c.recv() == ReceivedPacket(keys[1], b"hello 1->2")
-                # And nothing more: a pong comes after all that was sent before.
+                # Nothing more comes: a pong comes after all that was sent before.
                 for client in (a, b, c):
                     await client.ping()
                     assert not client._life.connection or not client._life.connection.messages
@@ -84,7 +82,7 @@ class TestRelay:
             assert await client.ping() > 0  # and without one
 
     async def test_mesh_commands(self) -> None:
-        """With the mesh key one may watch, forward and close others."""
+        """With the mesh key a client may watch, forward, and close other clients."""
         config = RelayConfig(mesh_key=MESH)
         async with Relay(config) as relay, of(relay) as user, bounded():
             mesh_config = {"mesh_key": MESH, "watch_connection_changes": True}
@@ -103,7 +101,7 @@ class TestRelay:
             await until_gone(relay)
 
     async def test_forwarding_without_the_mesh_key(self) -> None:
-        """The relay hangs up, which the next call notices."""
+        """The relay closes the connection; the next call raises."""
         async with Relay() as relay, of(relay) as client, bounded():
             await client.forward_packet(PEER, PEER, b"x")
             _, error = await until_closed(client)
@@ -112,8 +110,8 @@ class TestRelay:
 
 
 @pytest.mark.parametrize("way", ["plain", "tls", "websocket", "tls websocket", "streams"])
-async def test_last_words(tls: ManualTLS, way: str) -> None:
-    """What was sent before a close arrives, however the relay is reached."""
+async def test_packets_sent_before_a_close_arrive(tls: ManualTLS, way: str) -> None:
+    """Over each kind of connection."""
     own = TLSConfig(
         system_roots=False, builtin_roots=False, extra_roots=(tls.certdir / f"{NAME}.crt",)
     )
@@ -138,7 +136,7 @@ async def test_last_words(tls: ManualTLS, way: str) -> None:
 
 
 async def test_through_a_proxy() -> None:
-    """Twin of TestConnectThroughProxyHonorsDERPPort: the tunnel goes to the node's port, and
+    """Twin of TestConnectThroughProxyHonorsDERPPort: the tunnel leads to the node's port, and
     a ping works through it."""
     targets: list[bytes] = []
 
@@ -167,8 +165,8 @@ async def test_through_a_proxy() -> None:
         assert targets == [f"{NAME}:{relay.address[1]}".encode()]
 
 
-async def test_relay_that_stops() -> None:
-    """A relay that stops tells so; the error has its advice."""
+async def test_a_relay_that_stops_sends_restarting() -> None:
+    """The error has its advice."""
     relay = Relay()
     await relay.start()
     async with of(relay) as client, bounded():
