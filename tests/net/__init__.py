@@ -1,1 +1,1 @@
-"""Ways out: one file for each module of `pyderp.net`."""
+"""Connections to the outside: one file for each module of `pyderp.net`."""

@@ -1,4 +1,4 @@
-"""An authority of our own, and the certificates that a server may turn out to have."""
+"""An authority for tests, and certificates that a server may present."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ META = make_meta_certificate(RELAY, now=datetime.now(UTC))
 
 @dataclass(frozen=True)
 class Identity:
-    """A certificate with its key, and what is presented behind it."""
+    """A certificate with its key, and the certificates presented after it."""
 
     der: bytes
     key: ec.EllipticCurvePrivateKey
@@ -72,9 +72,9 @@ def certificate(
 
     Args:
         names: subject alternative names; none: without that extension.
-        issuer: who signs; by default it signs itself.
+        issuer: the authority that signs it; by default it signs itself.
         since: the day from which it is valid, counted from today.
-        until: the day on which it ends.
+        until: the day on which it expires.
         authority: whether it may sign others.
     """
     key = key or ec.generate_private_key(ec.SECP256R1())

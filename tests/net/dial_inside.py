@@ -1,7 +1,7 @@
-"""Dial from inside a network namespace, as a script: settings as JSON in, what was seen out.
+"""Dial from inside a network namespace, as a script: settings as JSON in, results out.
 
 `{"dials": [[host, port], …], "settings": {…}, "bind_to_default_route": bool}` becomes
-`{"settings": …, "reached": [what each server said], "sockets": [[mark, device], …]}`.
+`{"settings": …, "reached": [what each server sent], "sockets": [[mark, device], …]}`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tell everybody who connects under which address they come; print the port first. A script."""
+"""Send each client the address it connects from; print the port first. A script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Greeter(socketserver.BaseRequestHandler):
     request: socket.socket
 
     def handle(self) -> None:
-        """Say the peer's IP address, and wait for the end."""
+        """Send the client's IP address, and wait for the end."""
         self.request.sendall(self.client_address[0].encode())
         self.request.recv(1)
 

@@ -1,4 +1,4 @@
-"""Proxies that do what a test tells them, and real ones as processes."""
+"""Proxies that answer as a test says, and real ones as processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .ways_out import BOUND, closed_port, echo
 
 @dataclass
 class FakeConnectProxy:
-    """Answers every CONNECT in the same way, then sends back what comes."""
+    """Answers every CONNECT in the same way, then sends back all bytes."""
 
     answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n"
     heads: list[bytes] = field(default_factory=list)
@@ -36,7 +36,7 @@ class FakeConnectProxy:
 
 @dataclass
 class FakeSocksProxy:
-    """SOCKS5 by script: what each read must be, and what is answered to it."""
+    """SOCKS5 by script: the bytes each read must have, and the answer to them."""
 
     script: Sequence[tuple[bytes, bytes]]
     hang_up: bool = False
@@ -84,7 +84,7 @@ async def _listens(port: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def tinyproxy(directory: Path, *, user: str, password: str) -> AsyncIterator[int]:
-    """A tinyproxy with Basic authorization, by its port."""
+    """A tinyproxy with Basic authorization; yields its port."""
     port = closed_port()
     config = directory / "tinyproxy.conf"
     config.write_text(
@@ -97,7 +97,7 @@ async def tinyproxy(directory: Path, *, user: str, password: str) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def microsocks(*, user: str, password: str) -> AsyncIterator[int]:
-    """A microsocks with user and password, by its port."""
+    """A microsocks with user and password; yields its port."""
     port = closed_port()
     args = ["-i", "127.0.0.1", "-p", str(port), "-u", user, "-P", password]
     async with running("microsocks", *args, port=port):

@@ -1,4 +1,4 @@
-"""Whatever is presented as a certificate: only the documented errors."""
+"""Any bytes presented as a certificate raise only the documented errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @example(with_bits_as_name())
 @example(b"")
 def test_any_bytes_lead_only_to_certificate_errors(der: bytes) -> None:
-    """An answer or a `CertificateError`, whoever looks at it."""
+    """Each function returns, or raises `CertificateError`."""
     interceptor(der)
     assert describe(der)
     self_signed_issuer(der)
@@ -97,18 +97,18 @@ def test_any_bytes_lead_only_to_certificate_errors(der: bytes) -> None:
 
 
 @pytest.mark.parametrize("der", [b"", b"junk", with_version(5), with_bits_as_name()])
-def test_what_cannot_be_read(der: bytes) -> None:
-    """Also where that shows only in the block."""
+def test_bytes_that_are_no_certificate_are_a_certificate_error(der: bytes) -> None:
+    """Also if a field is read only within the block."""
     with pytest.raises(CertificateError, match="cannot be read"), reading(der) as read:
         read.subject.rfc4514_string()
 
 
-def test_what_can_be_read() -> None:
+def test_a_certificate_can_be_read() -> None:
     with reading(ROOT.der) as read:
         assert read.version.name == "v3"
 
 
-# Firewalls that intercept TLS are known by their certificates
+# Firewalls that intercept TLS are recognised by their certificates
 
 
 @pytest.mark.parametrize(
@@ -123,17 +123,17 @@ def test_what_can_be_read() -> None:
         ("Let's Encrypt", "me@example.com", None),
     ],
 )
-def test_the_maker_is_named(issuer: str, email: str, maker: str | None) -> None:
+def test_the_maker_of_an_interceptor_is_named(issuer: str, email: str, maker: str | None) -> None:
     """By the issuer, or by an address in the certificate."""
     assert interceptor(issued_by(issuer, email)) == maker
 
 
-def test_what_is_no_certificate_has_no_maker() -> None:
+def test_bytes_that_are_no_certificate_have_no_maker() -> None:
     assert interceptor(b"junk") is None
 
 
 def test_a_certificate_of_no_known_version_has_no_maker() -> None:
-    """`INTEGER 2` of the version becomes 5, which no X.509 has."""
+    """The version's `INTEGER 2` becomes 5, which no X.509 version has."""
     der = issued_by("Fortinet")
     assert interceptor(der) == "Fortinet"
     v3, v6 = bytes.fromhex("a003020102"), bytes.fromhex("a003020105")

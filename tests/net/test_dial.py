@@ -32,14 +32,14 @@ SOCKS_V6 = [
     SOCKS_NAME[0],
     (b"\x05\x01\x00\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x01\x00\x07", SOCKS_NAME[1][1]),
 ]
-NOBODY = Names({})
+NO_NAMES = Names({})
 """A resolver that must not be asked."""
 
 
 # The host of a URL
 
 
-async def test_host_directly() -> None:
+async def test_a_host_is_dialled_at_its_address() -> None:
     sockets = Sockets()
     async with serving(echo) as port:
         link = await dial_host(HOST, port, settings=sockets.watch(), resolver=fixed("127.0.0.1"))
@@ -50,14 +50,14 @@ async def test_host_directly() -> None:
     assert len(sockets.all) == 1
 
 
-async def test_host_by_the_system() -> None:
+async def test_a_host_is_looked_up_by_the_system_by_default() -> None:
     async with serving(echo) as port:
         link = await dial_host("localhost", port, settings=NetworkSettings())
         await carries(link)
         link.abort()
 
 
-async def test_host_by_the_next_address() -> None:
+async def test_the_next_address_is_dialled_if_the_first_refuses() -> None:
     """IPv6 refuses, IPv4 does not."""
     sockets = Sockets()
     async with serving(echo) as port:
@@ -69,7 +69,7 @@ async def test_host_by_the_next_address() -> None:
     assert [sock.family for sock in sockets.all] == [socket.AF_INET6, socket.AF_INET]
 
 
-async def test_host_that_refuses() -> None:
+async def test_the_error_of_a_host_has_the_failure_of_each_address() -> None:
     port = closed_port()
     with pytest.raises(DialError) as caught:
         await dial_host(
@@ -82,7 +82,7 @@ async def test_host_that_refuses() -> None:
     assert [str(e) for e in caught.value.__cause__.exceptions] == [first, second]
 
 
-async def test_host_without_an_address() -> None:
+async def test_a_failed_look_up_of_a_host_is_a_dial_error() -> None:
     names = Names({HOST: OSError("no network")})
     with pytest.raises(DialError) as caught:
         await dial_host(HOST, 1, settings=NetworkSettings(), resolver=names)
@@ -91,18 +91,18 @@ async def test_host_without_an_address() -> None:
     assert names.asked == [(HOST, socket.AF_UNSPEC)]
 
 
-async def test_host_by_the_cache_begins_with_the_primary() -> None:
+async def test_a_host_in_the_cache_is_dialled_at_its_primary_address_first() -> None:
     sockets, names = Sockets(), Names({HOST: ["::1", "127.0.0.2", "127.0.0.1"]})
     cache = DNSCache(resolver=names)
     async with serving(echo) as port:
         for _ in range(2):
             link = await dial_host(
-                HOST, port, settings=sockets.watch(), dns_cache=cache, resolver=NOBODY
+                HOST, port, settings=sockets.watch(), dns_cache=cache, resolver=NO_NAMES
             )
             assert link.remote_address == ("127.0.0.1", port)
             link.abort()
     assert len(names.asked) == 1
-    # 127.0.0.2 is where nobody listens; the IPv6 address comes second.
+    # No server listens on 127.0.0.2; the IPv6 address comes second.
     assert [sock.family for sock in sockets.all[:2]] == [socket.AF_INET, socket.AF_INET6]
 
 
@@ -114,7 +114,7 @@ async def test_a_failure_of_the_cache_is_final_without_a_proxy(
     cache = DNSCache(resolver=Names({HOST: []}))
     with pytest.raises(DialError) as caught:
         await dial_host(
-            HOST, 1, settings=NetworkSettings(debug_dns=True), dns_cache=cache, resolver=NOBODY
+            HOST, 1, settings=NetworkSettings(debug_dns=True), dns_cache=cache, resolver=NO_NAMES
         )
     assert str(caught.value) == f'no IPs for "{HOST}" found'
     assert caplog.messages == [f'dnscache: {HOST}: no IPs for "{HOST}" found']
@@ -124,7 +124,7 @@ async def test_a_socks_proxy_needs_no_cache() -> None:
     proxy = FakeSocksProxy(SOCKS_NAME)
     async with serving(proxy) as port:
         settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{port}")
-        cache = DNSCache(resolver=NOBODY)
+        cache = DNSCache(resolver=NO_NAMES)
         link = await dial_host(HOST, 7, settings=settings, dns_cache=cache)
         await carries(link)
         link.abort()
@@ -181,7 +181,7 @@ async def test_a_websocket_without_a_proxy_of_its_own_takes_socks() -> None:
         link.abort()
 
 
-async def test_the_programs_own_proxy_overrides_and_has_no_exceptions() -> None:
+async def test_an_explicit_proxy_overrides_and_has_no_exceptions() -> None:
     proxy = FakeConnectProxy()
     async with serving(proxy) as port:
         settings = NetworkSettings(
@@ -201,7 +201,7 @@ async def test_the_programs_own_proxy_overrides_and_has_no_exceptions() -> None:
     assert targets == [b"derp.example.com:7", b"127.0.0.1:7", b"derp.example.com:7"]
 
 
-async def test_the_programs_own_proxy_goes_before_those_of_the_environment() -> None:
+async def test_an_explicit_proxy_goes_before_those_of_the_environment() -> None:
     proxy, unused = FakeConnectProxy(), f"127.0.0.1:{closed_port()}"
     async with serving(proxy) as port:
         settings = NetworkSettings(
@@ -213,7 +213,7 @@ async def test_the_programs_own_proxy_goes_before_those_of_the_environment() -> 
     assert len(proxy.heads) == 3
 
 
-async def test_a_refusal_of_the_proxy_stays_one() -> None:
+async def test_a_refusal_of_the_proxy_stays_a_proxy_error() -> None:
     async with serving(FakeConnectProxy(b"HTTP/1.1 403 No\r\n\r\n")) as port:
         settings = NetworkSettings(proxy=f"http://me:secret@127.0.0.1:{port}")
         with pytest.raises(ProxyError) as caught:
@@ -224,7 +224,7 @@ async def test_a_refusal_of_the_proxy_stays_one() -> None:
     )
 
 
-async def test_a_bad_proxy_of_the_program_is_a_config_error() -> None:
+async def test_a_bad_explicit_proxy_is_a_config_error() -> None:
     settings = NetworkSettings(proxy="ftp://p")
     with pytest.raises(ConfigError):
         await dial_host(HOST, 7, settings=settings)
@@ -236,19 +236,19 @@ async def test_a_bad_proxy_of_the_program_is_a_config_error() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-async def test_node_by_its_address_needs_no_dns(address: str) -> None:
+async def test_a_node_with_addresses_needs_no_dns(address: str) -> None:
     field, other = ("ipv6", "ipv4") if ":" in address else ("ipv4", "ipv6")
     fields: dict[str, Any] = {field: address, other: "none"}
     node = replace(NODE, **fields)
     async with serving(echo, address) as port:
-        link = await dial_node(node, port, settings=NetworkSettings(), resolver=NOBODY)
+        link = await dial_node(node, port, settings=NetworkSettings(), resolver=NO_NAMES)
         await carries(link)
         assert link.remote_address is not None
         assert link.remote_address[0] == address
         link.abort()
 
 
-async def test_node_by_name_asks_for_each_family() -> None:
+async def test_a_node_without_addresses_is_looked_up_for_each_family() -> None:
     names = Names({HOST: {socket.AF_INET: ["127.0.0.1"], socket.AF_INET6: []}})
     async with serving(echo) as port:
         link = await dial_node(NODE, port, settings=NetworkSettings(), resolver=names)
@@ -267,7 +267,7 @@ async def test_node_by_name_asks_for_each_family() -> None:
         ("::1", "", [socket.AF_INET6]),
     ],
 )
-async def test_a_field_that_is_no_address_of_its_family_turns_it_off(
+async def test_a_field_that_is_no_address_of_its_family_turns_the_family_off(
     ipv4: str, ipv6: str, asked: list[socket.AddressFamily]
 ) -> None:
     names = Names({HOST: OSError("no network")})
@@ -283,16 +283,18 @@ async def test_a_field_that_is_no_address_of_its_family_turns_it_off(
         (HOST, "none", "none"),
         (HOST, "::1", "127.0.0.1"),
         (HOST, "127.0.0.01", "none"),
-        ("127.0.0.1", "none", ""),  # the only family is not that of the name
+        ("127.0.0.1", "none", ""),  # the name is an address of the family that is off
         ("::1", "", "none"),
     ],
 )
 @pytest.mark.parametrize("all_proxy", ["", "socks5://127.0.0.1:1"])
-async def test_no_family_is_left(name: str, ipv4: str, ipv6: str, all_proxy: str) -> None:
+async def test_a_node_with_both_families_off_is_an_error(
+    name: str, ipv4: str, ipv6: str, all_proxy: str
+) -> None:
     node = replace(NODE, host_name=name, ipv4=ipv4, ipv6=ipv6)
     settings = NetworkSettings(all_proxy=all_proxy)
     with pytest.raises(DialError) as caught:
-        await dial_node(node, 1, settings=settings, resolver=NOBODY)
+        await dial_node(node, 1, settings=settings, resolver=NO_NAMES)
     assert str(caught.value) == "both IPv4 and IPv6 are explicitly disabled for node"
 
 
@@ -300,7 +302,7 @@ async def test_no_family_is_left(name: str, ipv4: str, ipv6: str, all_proxy: str
 async def test_a_name_that_is_an_address_is_dialled_by_its_family_alone(name: str) -> None:
     sockets, node = Sockets(), replace(NODE, host_name=name)
     async with serving(echo, name) as port:
-        link = await dial_node(node, port, settings=sockets.watch(), resolver=NOBODY)
+        link = await dial_node(node, port, settings=sockets.watch(), resolver=NO_NAMES)
         await carries(link)
         link.abort()
     assert len(sockets.all) == 1
@@ -334,7 +336,7 @@ async def test_ipv4_waits_for_a_preferred_ipv6(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("ipv6", ["::1", "none", ""])
-async def test_ipv4_does_not_wait_for_an_ipv6_that_failed_or_is_not_there(
+async def test_ipv4_does_not_wait_for_an_ipv6_that_failed_or_is_missing(
     monkeypatch: pytest.MonkeyPatch, ipv6: str
 ) -> None:
     monkeypatch.setattr(dial_module, "PREFERENCE", 3600.0)
@@ -349,7 +351,7 @@ async def test_ipv4_does_not_wait_for_an_ipv6_that_failed_or_is_not_there(
 
 
 async def test_a_hanging_ipv6_lets_ipv4_begin() -> None:
-    """Both ways: with a preference after 200 ms, without one at once."""
+    """With a preference after 200 ms, without one at once."""
     node, names = replace(NODE, ipv4="127.0.0.1"), Names({HOST: None})
     async with serving(echo) as port:
         for prefer_ipv6 in (False, True):
@@ -366,7 +368,9 @@ async def test_a_hanging_ipv6_lets_ipv4_begin() -> None:
 
 
 @pytest.mark.parametrize(("prefer_ipv6", "delay"), [(False, 0), (True, 0.2)])
-async def test_the_delays(monkeypatch: pytest.MonkeyPatch, prefer_ipv6: bool, delay: float) -> None:
+async def test_the_second_family_starts_after_its_delay(
+    monkeypatch: pytest.MonkeyPatch, prefer_ipv6: bool, delay: float
+) -> None:
     seen: list[float] = []
 
     async def spy(_: object, *, delay: float) -> None:
@@ -379,7 +383,9 @@ async def test_the_delays(monkeypatch: pytest.MonkeyPatch, prefer_ipv6: bool, de
     assert seen == [delay]
 
 
-async def test_a_node_has_a_second_and_a_half(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_of_a_node_lasts_a_second_and_a_half_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert dial_module.NODE_TIMEOUT == 1.5
     monkeypatch.setattr(dial_module, "NODE_TIMEOUT", 0.01)
     names = Names({HOST: None})
@@ -407,7 +413,9 @@ async def test_a_node_has_a_second_and_a_half(monkeypatch: pytest.MonkeyPatch) -
         replace(NODE, ipv4="none", ipv6="none"),
     ],
 )
-async def test_https_proxy_gets_the_host_name_whatever_the_addresses(node: DERPNode) -> None:
+async def test_https_proxy_is_asked_for_the_host_name_whatever_the_addresses(
+    node: DERPNode,
+) -> None:
     proxy = FakeConnectProxy()
     async with serving(proxy) as port:
         settings = NetworkSettings(
@@ -431,7 +439,7 @@ async def test_https_proxy_gets_the_host_name_whatever_the_addresses(node: DERPN
         ("", "2001:db8::1", b"[2001:db8::1]:8443"),
     ],
 )
-async def test_https_proxy_gets_the_address_of_a_node_without_a_host_name(
+async def test_https_proxy_is_asked_for_the_address_of_a_node_without_a_host_name(
     ipv4: str, ipv6: str, target: bytes
 ) -> None:
     proxy = FakeConnectProxy()
@@ -453,7 +461,7 @@ async def test_no_proxy_exempts_a_node_without_a_host_name_by_its_address() -> N
         link.abort()
 
 
-async def test_an_http_proxy_has_no_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_http_proxy_has_no_time_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial_module, "NODE_TIMEOUT", -1.0)
     async with serving(FakeConnectProxy()) as port:
         settings = NetworkSettings(https_proxy=f"127.0.0.1:{port}")
@@ -466,7 +474,7 @@ async def test_an_http_proxy_has_no_limit_of_its_own(monkeypatch: pytest.MonkeyP
     ("no_proxy", "used"),
     [("", True), (HOST, False), (f"{HOST}:443", False), (f"{HOST}:8443", True)],
 )
-async def test_no_proxy_for_nodes_is_about_port_443(no_proxy: str, used: bool) -> None:
+async def test_no_proxy_of_nodes_is_compared_with_port_443(no_proxy: str, used: bool) -> None:
     proxy = FakeConnectProxy()
     async with serving(proxy) as proxy_port, serving(echo) as port:
         settings = NetworkSettings(https_proxy=f"127.0.0.1:{proxy_port}", no_proxy=no_proxy)
@@ -505,7 +513,7 @@ async def test_socks_proxy_gets_one_connection_to_the_nodes_address(
             7,
             settings=sockets.watch(settings),
             prefer_ipv6=prefer_ipv6,
-            resolver=NOBODY,
+            resolver=NO_NAMES,
         )
         await carries(link)
         link.abort()
@@ -522,7 +530,7 @@ async def test_socks_proxy_gets_one_connection_to_the_nodes_address(
         ("h.test", "", "127.0.0.0/8,.test"),
     ],
 )
-async def test_exempt_nodes_do_without_socks(host: str, ipv4: str, no_proxy: str) -> None:
+async def test_exempt_nodes_are_dialled_without_socks(host: str, ipv4: str, no_proxy: str) -> None:
     settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{closed_port()}", no_proxy=no_proxy)
     async with serving(echo) as port:
         node = replace(NODE, host_name=host, ipv4=ipv4, ipv6="none")
@@ -540,10 +548,10 @@ async def test_the_losers_socket_is_closed() -> None:
             assert len(still_open) == 1
             link.abort()
             await sockets.closed()
-            assert len(asyncio.all_tasks()) <= 3  # this one, and two of the server
+            assert len(asyncio.all_tasks()) <= 3  # the client's, and two of the server
 
 
-# Nodes that cannot be meant
+# Nodes that cannot be dialled
 
 
 def never(sock: socket.socket) -> None:
@@ -556,7 +564,7 @@ async def test_a_bad_port_is_reported_before_any_connect(port: int, proxy: str) 
     settings = NetworkSettings(proxy=proxy, before_connect=never)
     node = replace(NODE, ipv4="127.0.0.1", derp_port=port)
     with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is no port$"):
-        await dial_node(node, port, settings=settings, resolver=NOBODY)
+        await dial_node(node, port, settings=settings, resolver=NO_NAMES)
 
 
 @pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
@@ -565,12 +573,12 @@ async def test_a_bad_host_name_is_reported_before_any_connect(name: str, proxy: 
     settings = NetworkSettings(proxy=proxy, before_connect=never)
     node = replace(NODE, host_name=name, ipv4="127.0.0.1")
     with pytest.raises(DialError) as caught:
-        await dial_node(node, 443, settings=settings, resolver=NOBODY)
+        await dial_node(node, 443, settings=settings, resolver=NO_NAMES)
     assert str(caught.value) == f"node 900a: HostName {name!r} is no host name"
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-async def test_a_time_out_names_the_proxy_that_was_silent(scheme: str) -> None:
+async def test_a_timeout_names_the_silent_proxy(scheme: str) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()

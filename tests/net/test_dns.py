@@ -20,12 +20,12 @@ from .ways_out import Names
 BOUND = 20.0
 
 
-async def test_the_system_knows_localhost() -> None:
+async def test_the_system_resolves_localhost() -> None:
     assert await system_resolver("localhost", socket.AF_INET) == [ip_address("127.0.0.1")]
     assert await lookup("localhost", family=socket.AF_INET) == [ip_address("127.0.0.1")]
 
 
-async def test_the_systems_answer_without_repetitions_and_with_zones(
+async def test_answers_of_the_system_have_no_duplicates_and_keep_zones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def answer(*_: object, **__: object) -> Sequence[object]:
@@ -50,7 +50,7 @@ async def test_the_systems_answer_without_repetitions_and_with_zones(
 
 
 class Hanging:
-    """A `socket.getaddrinfo` that answers when it is told to."""
+    """A `socket.getaddrinfo` that answers when the test says so."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
@@ -66,7 +66,7 @@ class Hanging:
 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
-    """The system's look-ups hang; threads that still wait at the end of the test are let go."""
+    """The system's look-ups hang; threads that still wait at the end of the test are released."""
     made = Hanging()
     monkeypatch.setattr(socket, "getaddrinfo", made)
     yield made
@@ -82,8 +82,8 @@ async def until_asked(hanging: Hanging, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_names_that_hang_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Event loops have few threads for look-ups, uvloop two."""
+async def test_hanging_look_ups_do_not_delay_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event loops have few threads for look-ups; uvloop has two."""
     release = threading.Event()
 
     def answer(host: str, *_: object) -> Sequence[object]:
@@ -102,8 +102,8 @@ async def test_names_that_hang_keep_no_other_waiting(monkeypatch: pytest.MonkeyP
     await main()
 
 
-def test_a_host_never_takes_a_second_thread(hanging: Hanging) -> None:
-    """Those who gave up leave their look-up to who comes next; other hosts get their answers."""
+def test_a_host_has_one_thread_at_most(hanging: Hanging) -> None:
+    """A cancelled caller leaves its look-up to the next caller; other hosts are answered."""
 
     async def main() -> None:
         for _ in range(40):
@@ -159,8 +159,8 @@ def test_a_failure_without_a_waiting_caller_is_not_reported(
     assert not caplog.records
 
 
-def test_every_loop_asks_for_itself_and_none_is_kept(hanging: Hanging) -> None:
-    """A loop that is closed in the middle of a look-up goes when the system gives up."""
+def test_each_loop_looks_up_for_itself_and_none_is_kept(hanging: Hanging) -> None:
+    """A loop that is closed during a look-up is freed when the system gives up."""
 
     async def begin(count: int) -> weakref.ref[asyncio.AbstractEventLoop]:
         asking = ask()
@@ -190,7 +190,7 @@ def test_every_loop_asks_for_itself_and_none_is_kept(hanging: Hanging) -> None:
         ("fe80::1%eth0", "fe80::1%eth0"),
     ],
 )
-async def test_an_address_is_its_own(host: str, address: str) -> None:
+async def test_an_address_needs_no_resolver(host: str, address: str) -> None:
     names = Names({})
     assert await lookup(host, resolver=names) == [ip_address(address)]
     assert not names.asked
@@ -215,7 +215,7 @@ async def test_the_resolver_is_asked_for_the_family() -> None:
         (TimeoutError(), "look-up of 'h': TimeoutError"),
     ],
 )
-async def test_no_address(answer: list[str] | Exception, message: str) -> None:
+async def test_no_address_is_a_dial_error(answer: list[str] | Exception, message: str) -> None:
     with pytest.raises(DialError) as caught:
         await lookup("h", resolver=Names({"h": answer}))
     assert str(caught.value) == message
@@ -223,7 +223,7 @@ async def test_no_address(answer: list[str] | Exception, message: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a\0b", "x" * 64 + ".net"])
-async def test_what_no_name_can_be(host: str) -> None:
+async def test_a_host_that_cannot_be_a_name_is_a_dial_error(host: str) -> None:
     with pytest.raises(DialError) as caught:
         await lookup(host)
     assert repr(host) in str(caught.value)

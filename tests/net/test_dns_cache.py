@@ -21,7 +21,7 @@ FAILURE = OSError("no network")
 
 
 class Clock:
-    """Seconds, by hand."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
@@ -34,7 +34,7 @@ def texts(found: Addresses) -> list[str]:
 
 
 async def settled() -> None:
-    """Let everybody go on until all wait for something else."""
+    """Let the loop run until all tasks wait."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -61,7 +61,7 @@ async def test_primary_is_the_first_ipv4_or_the_last_ipv6(
     assert len(found.all) == len(addresses)
 
 
-async def test_an_answer_is_used_for_its_time() -> None:
+async def test_an_answer_is_used_for_its_time_to_live() -> None:
     names, clock = Names({"h": [V4]}), Clock()
     cache = DNSCache(resolver=names, clock=clock)
     assert texts(await cache.lookup("h")) == [V4]
@@ -73,7 +73,7 @@ async def test_an_answer_is_used_for_its_time() -> None:
     assert len(names.asked) == 2
 
 
-async def test_another_time_to_live() -> None:
+async def test_the_time_to_live_can_be_set() -> None:
     names, clock = Names({"h": [V4]}), Clock()
     cache = DNSCache(resolver=names, clock=clock, ttl=5)
     await cache.lookup("h")
@@ -95,7 +95,7 @@ async def test_a_failure_is_not_remembered() -> None:
 
 
 @pytest.mark.parametrize("answer", [FAILURE, []])
-async def test_the_last_good_answer_is_better_than_none(answer: Exception | list[str]) -> None:
+async def test_the_last_good_answer_is_used_after_a_failure(answer: Exception | list[str]) -> None:
     for use_last_good in (True, False):
         names, clock = Names({"h": [V4]}), Clock()
         cache = DNSCache(resolver=names, clock=clock, use_last_good=use_last_good)
@@ -107,7 +107,7 @@ async def test_the_last_good_answer_is_better_than_none(answer: Exception | list
         else:
             with pytest.raises(DialError):
                 await cache.lookup("h")
-        # Nor is the failure remembered.
+        # The failure is not remembered either.
         names.answers = {"h": [OTHER_V4]}
         assert texts(await cache.lookup("h")) == [OTHER_V4]
 
@@ -141,7 +141,7 @@ async def test_private_addresses_are_used_but_not_remembered(
     assert len(names.asked) == (1 if cached else 2)
 
 
-async def test_no_source_has_addresses() -> None:
+async def test_without_any_address_each_source_is_in_the_error() -> None:
     cache = DNSCache(resolver=Names({"h": []}), fallbacks=[Names({"h": FAILURE})])
     with pytest.raises(DialError) as caught:
         await cache.lookup("h")
@@ -236,7 +236,7 @@ async def test_cancelling_one_waiting_caller_leaves_the_others() -> None:
     await settled()
     assert all(task.cancelled() for task in waiting)
     assert (look_ups(), names.cancelled, len(names.asked)) == ([], 1, 1)
-    # The next one begins anew.
+    # The next one starts a new look-up.
     names.answers = {"h": [V4]}
     assert texts(await cache.lookup("h")) == [V4]
 
@@ -245,7 +245,7 @@ async def test_the_last_waiting_caller_waits_for_the_end_and_the_next_starts_ane
     ending, may_end = asyncio.Event(), asyncio.Event()
     asked = 0
 
-    async def reluctant(host: str, family: socket.AddressFamily) -> list[IPAddress]:
+    async def slow_to_cancel(host: str, family: socket.AddressFamily) -> list[IPAddress]:
         nonlocal asked
         asked += 1
         if asked > 1:
@@ -257,7 +257,7 @@ async def test_the_last_waiting_caller_waits_for_the_end_and_the_next_starts_ane
             ending.set()
             await may_end.wait()
 
-    cache = DNSCache(resolver=reluctant)
+    cache = DNSCache(resolver=slow_to_cancel)
     waiting = asyncio.create_task(cache.lookup("h"))
     await settled()
     waiting.cancel()
@@ -293,7 +293,7 @@ async def test_an_address_is_not_looked_up() -> None:
     assert not names.asked
 
 
-async def test_a_single_host() -> None:
+async def test_a_single_host_has_fixed_addresses_and_others_are_refused() -> None:
     addresses = [ip_address(V6), ip_address("::ffff:192.0.2.1")]
     names = Names({})
     cache = DNSCache(resolver=names, single_host="h", single_host_addresses=addresses)
@@ -308,7 +308,7 @@ async def test_a_single_host() -> None:
     assert not names.asked
 
 
-def test_a_single_host_has_addresses() -> None:
+def test_a_single_host_and_its_addresses_need_each_other() -> None:
     with pytest.raises(ValueError, match="need each other"):
         DNSCache(single_host="h")
     with pytest.raises(ValueError, match="need each other"):

@@ -1,4 +1,4 @@
-"""One HTTP GET: redirects, TLS, bounds. More is in `tests/mapio/test_sources.py`."""
+"""One HTTP GET: redirects, TLS, limits. More is in `tests/mapio/test_sources.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def got(url: str, **more: Any) -> Fetched:
     return asyncio.run(fetch(url, **more))
 
 
-def test_answer() -> None:
+def test_an_answer_has_status_headers_and_body() -> None:
     with serving(body=b"x" * 1000, headers={"X-A": "b"}, status=201) as server:
         answer = got(f"{server.url}?a=1", headers=[("X-Asked", "yes")])
     assert (answer.status, answer.reason, answer.body) == (201, "Created", b"x" * 1000)
@@ -28,7 +28,7 @@ def test_answer() -> None:
     assert (asked["path"], asked["x-asked"], asked["user-agent"]) == ("/map?a=1", "yes", "pyderp")
 
 
-def test_redirect_is_followed_without_the_password() -> None:
+def test_a_redirect_is_followed_without_the_password() -> None:
     with (
         serving(body=b"there") as second,
         serving(status=307, headers={"Location": second.url}) as first,
@@ -39,7 +39,7 @@ def test_redirect_is_followed_without_the_password() -> None:
     assert "authorization" not in second.requests[0]
 
 
-def test_relative_redirect() -> None:
+def test_relative_redirects_are_followed_ten_times() -> None:
     moved = {"Location": "other"}
     with (
         serving(status=302, headers=moved) as server,
@@ -79,12 +79,12 @@ def _nothing(connection: socket.socket) -> None:
         (_nothing, "nothing but a closed connection"),
     ],
 )
-def test_hostile_answer_is_bounded(talk: Any, error: str) -> None:
+def test_a_hostile_answer_is_bounded(talk: Any, error: str) -> None:
     with raw_server(talk) as url, pytest.raises(RemoteProtocolError, match=error):
         got(url)
 
 
-def test_answer_that_stops_halfway_is_bounded_in_time() -> None:
+def test_an_answer_that_stops_halfway_is_bounded_in_time() -> None:
     def stop(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")
         while connection.recv(9999):
@@ -98,16 +98,16 @@ def test_answer_that_stops_halfway_is_bounded_in_time() -> None:
 @pytest.mark.parametrize(
     "url", ["ftp://a/", "http://", "http://a:0/", "http://a:99999/", "https://[::1/", "x"]
 )
-def test_url_that_cannot_be_asked(url: str) -> None:
+def test_a_url_that_cannot_be_requested_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError):
         got(url)
 
 
-def test_server_without_tls() -> None:
+def test_https_to_a_server_without_tls_says_so() -> None:
     with serving() as server, pytest.raises(DerpError, match="does not speak TLS"):
         got(server.url.replace("http:", "https:"))
 
 
-def test_url_without_its_password() -> None:
+def test_a_url_is_shown_without_its_password() -> None:
     assert shown_url("https://me:secret@h:1/a?b=c") == "https://h:1/a?b=c"
     assert shown_url("https://h/a") == "https://h/a"

@@ -39,24 +39,24 @@ async def pair() -> AsyncIterator[tuple[TcpLink, socket.socket]]:
 
 async def until_closed(sock: socket.socket) -> None:
     async with asyncio.timeout(BOUND):
-        while sock.fileno() >= 0:  # noqa: ASYNC110 (nobody tells)
+        while sock.fileno() >= 0:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
 
 
 async def until_ended(sink: Sink) -> None:
     async with asyncio.timeout(BOUND):
-        while not sink.ends:  # noqa: ASYNC110 (nobody tells)
+        while not sink.ends:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
 
 
 async def until_has(sink: Sink, size: int) -> None:
     async with asyncio.timeout(BOUND):
-        while sum(map(len, sink.chunks)) < size:  # noqa: ASYNC110 (nobody tells)
+        while sum(map(len, sink.chunks)) < size:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
 
 
 def in_kernel(link: TcpLink) -> int:
-    """Bytes that came to a link's socket and were not read from it."""
+    """Bytes that came to a link's socket and are unread."""
     assert link._transport is not None
     answer = fcntl.ioctl(link._transport.get_extra_info("socket"), termios.FIONREAD, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
@@ -67,13 +67,12 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-async def test_read_then_callbacks() -> None:
-    """What was not read goes to the receiver first, then all that follows."""
+async def test_unread_bytes_are_delivered_first() -> None:
     async with pair() as (link, other):
         other.sendall(b"one")
         assert await link.read() == b"one"
         other.sendall(b"two")
-        while not link._unread:  # noqa: ASYNC110 (nobody tells)
+        while not link._unread:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         sink = Sink()
         link.start(sink)
@@ -83,8 +82,8 @@ async def test_read_then_callbacks() -> None:
         assert b"".join(sink.chunks) == b"twothree"
 
 
-async def test_end_while_reading() -> None:
-    """The end of the stream is empty bytes, after all that came, and again."""
+async def test_after_the_end_each_read_is_empty() -> None:
+    """All bytes before it are read first."""
     async with pair() as (link, other):
         other.sendall(b"last")
         other.close()
@@ -96,8 +95,7 @@ async def test_end_while_reading() -> None:
         assert sink.ends == [None]
 
 
-async def test_break_while_reading() -> None:
-    """A reset is an OSError for the reader, and for the receiver that comes later."""
+async def test_a_reset_is_an_oserror_for_reads_and_for_a_later_receiver() -> None:
     async with pair() as (link, other):
         reading = asyncio.create_task(link.read())
         await asyncio.sleep(0)
@@ -109,8 +107,7 @@ async def test_break_while_reading() -> None:
         assert isinstance(sink.ends[0], ConnectionResetError)
 
 
-async def test_end_after_start() -> None:
-    """The receiver hears once of a clean end."""
+async def test_a_clean_end_is_delivered_once() -> None:
     async with pair() as (link, other):
         sink = Sink()
         link.start(sink)
@@ -126,11 +123,11 @@ async def test_end_after_start() -> None:
 
 
 async def test_unread_bytes_are_bounded() -> None:
-    """A link that nobody reads yet leaves the rest to the kernel, and loses nothing."""
+    """A link that is not read leaves the rest to the kernel, and loses nothing."""
     async with pair() as (link, other):
         sending = asyncio.to_thread(other.sendall, bytes(8 * MIB))
         task = asyncio.create_task(sending)
-        while not link._paused:  # noqa: ASYNC110 (nobody tells)
+        while not link._paused:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         assert len(link._unread) < MIB
         size = 0
@@ -139,11 +136,11 @@ async def test_unread_bytes_are_bounded() -> None:
         await task
 
 
-async def test_paused_link_is_started() -> None:
-    """`start` goes on with a link that had too much unread."""
+async def test_start_resumes_a_paused_link() -> None:
+    """The link was paused because too much was unread."""
     async with pair() as (link, other):
         task = asyncio.create_task(asyncio.to_thread(other.sendall, bytes(4 * MIB)))
-        while not link._paused:  # noqa: ASYNC110 (nobody tells)
+        while not link._paused:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         sink = Sink()
         link.start(sink)
@@ -151,8 +148,8 @@ async def test_paused_link_is_started() -> None:
         await task
 
 
-async def test_receiver_that_pauses_at_once() -> None:
-    """A receiver that has enough of what came before stays paused."""
+async def test_a_receiver_that_pauses_at_once_stays_paused() -> None:
+    """It pauses during the bytes that came before."""
     async with pair() as (link, other):
 
         class Full(Sink):
@@ -161,14 +158,14 @@ async def test_receiver_that_pauses_at_once() -> None:
                 link.pause_reading()
 
         other.sendall(b"one")
-        while not link._unread:  # noqa: ASYNC110 (nobody tells)
+        while not link._unread:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         sink = Full()
         link.start(sink)
         other.sendall(b"two")
-        while in_kernel(link) < 3:  # noqa: ASYNC110 (nobody tells)
+        while in_kernel(link) < 3:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
-        # A link that reads would have been told by now.
+        # A link that reads would have delivered it by now.
         for _ in range(5):
             await asyncio.sleep(0)
         assert in_kernel(link) == 3
@@ -177,8 +174,8 @@ async def test_receiver_that_pauses_at_once() -> None:
         await until_has(sink, 6)
 
 
-async def test_slow_other_side() -> None:
-    """`pending` grows when the kernel is full, and the receiver hears when it is low again."""
+async def test_pending_counts_bytes_and_writable_follows() -> None:
+    """`pending` grows when the kernel is full; `writable` is called when it is low again."""
     async with pair() as (link, other):
         sink = Sink()
         link.start(sink)
@@ -187,13 +184,13 @@ async def test_slow_other_side() -> None:
         size = 0
         while size < 16 * MIB:
             size += len(await asyncio.to_thread(other.recv, MIB))
-        while not sink.times_writable:  # noqa: ASYNC110 (nobody tells)
+        while not sink.times_writable:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         assert link.pending == 0
 
 
-async def test_close_sends_the_rest() -> None:
-    """`close` lets the other side have all that was written, whatever it is saying itself."""
+async def test_close_sends_all_that_was_written() -> None:
+    """Even while the other side sends as well."""
     async with pair() as (link, other):
         sink = Sink()
         link.start(sink)
@@ -214,8 +211,8 @@ async def test_close_sends_the_rest() -> None:
         assert sink.ends == [None]
 
 
-async def test_abort_does_not() -> None:
-    """`abort` throws away what was written; it may be called again."""
+async def test_abort_discards_what_was_written() -> None:
+    """It may be called again."""
     async with pair() as (link, other):
         sink = Sink()
         link.start(sink)
@@ -234,15 +231,14 @@ async def test_abort_does_not() -> None:
         assert size < 16 * MIB
 
 
-async def test_addresses() -> None:
-    """Both ends of the socket, as IP address and port."""
+async def test_addresses_are_those_of_both_ends() -> None:
+    """As IP address and port."""
     async with pair() as (link, other):
         assert link.local_address == other.getpeername()
         assert link.remote_address == other.getsockname()
 
 
-async def test_cancelled_read() -> None:
-    """A read that is cancelled loses no byte."""
+async def test_a_cancelled_read_loses_no_byte() -> None:
     async with pair() as (link, other):
         reading = asyncio.create_task(link.read())
         await asyncio.sleep(0)
@@ -252,8 +248,7 @@ async def test_cancelled_read() -> None:
         assert await link.read() == b"x"
 
 
-async def test_socket_options() -> None:
-    """Nagle's algorithm is off."""
+async def test_nagles_algorithm_is_off() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sock = socket.create_connection(server.getsockname())
     link = await link_over_socket(sock)
@@ -262,8 +257,7 @@ async def test_socket_options() -> None:
     await until_closed(sock)
 
 
-async def test_socket_that_is_no_stream() -> None:
-    """A socket that cannot become a link is closed."""
+async def test_a_socket_that_is_no_stream_is_closed() -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with pytest.raises(ValueError, match=r"(?i)stream"):
         await link_over_socket(sock)

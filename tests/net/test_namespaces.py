@@ -3,7 +3,7 @@
 ::
 
     client                                    server
-    one 10.78.1.2/30 ── veth ── 10.78.1.1     10.78.0.1/32 on lo: says who comes
+    one 10.78.1.2/30 ── veth ── 10.78.1.1     10.78.0.1/32 on lo: greets clients
     two 10.78.2.2/30 ── veth ── 10.78.2.1
 
 The client's route to the server leads over `one`, and, with a higher metric, over `two`; its
@@ -56,7 +56,7 @@ class Network:
     loopback_port: int
 
     def dial(self, *targets: tuple[str, int], **task: Any) -> dict[str, Any]:
-        """What `dial_inside` saw in the client's namespace."""
+        """What `dial_inside` printed in the client's namespace."""
         argument = json.dumps({"dials": targets, **task})
         command = self.client.command([sys.executable, "-m", "tests.net.dial_inside", argument])
         outcome = subprocess.run(
@@ -161,8 +161,8 @@ def test_loopback_is_exempt(net: Network) -> None:
     assert net.packets() == before
 
 
-def test_the_hook_sees_every_socket_and_the_way_to_a_proxy_is_marked(net: Network) -> None:
-    """Neither proxy nor destination answers: each of the dials made one socket."""
+def test_the_hook_sees_every_socket_and_those_to_a_proxy_are_marked(net: Network) -> None:
+    """Neither proxy nor destination answers: each dial made one socket."""
     refusing = closed_port()
     settings = {"socket_mark": MARK, "proxy": f"socks5://{SERVER}:{refusing}"}
     seen = net.dial(("derp.example.com", 443), (SERVER, net.port), settings=settings)
@@ -171,7 +171,7 @@ def test_the_hook_sees_every_socket_and_the_way_to_a_proxy_is_marked(net: Networ
         assert re.search(f"proxy socks5://{SERVER}:{refusing}: .*: Connection refused", text)
 
 
-def test_a_device_that_does_not_exist(net: Network) -> None:
+def test_a_device_that_does_not_exist_is_a_dial_error(net: Network) -> None:
     seen = net.dial((SERVER, net.port), settings={"bind_device": "three"})
     assert seen["sockets"] == []
     assert seen["reached"] == [f"DialError: dial of {SERVER}: bind_device 'three': No such device"]

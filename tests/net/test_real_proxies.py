@@ -1,4 +1,4 @@
-"""Proxies that others wrote: tinyproxy (HTTP CONNECT) and microsocks (SOCKS5)."""
+"""Proxies from other projects: tinyproxy (HTTP CONNECT) and microsocks (SOCKS5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .ways_out import carries, closed_port, echo, serving
 NODE = DERPNode(name="900a", region_id=900, host_name="localhost", ipv6="none")
 
 
-async def test_tinyproxy(tmp_path: Path) -> None:
+async def test_tinyproxy_takes_the_right_password_only(tmp_path: Path) -> None:
     async with (
         tinyproxy(tmp_path, user="me", password="secret") as proxy,
         serving(echo) as port,
@@ -38,7 +38,7 @@ async def test_tinyproxy(tmp_path: Path) -> None:
                         await dial
 
 
-async def test_a_verbatim_authorization_is_good_for_tinyproxy(tmp_path: Path) -> None:
+async def test_tinyproxy_takes_a_verbatim_authorization(tmp_path: Path) -> None:
     async with (
         tinyproxy(tmp_path, user="me", password="secret") as proxy,
         serving(echo) as port,
@@ -51,7 +51,7 @@ async def test_a_verbatim_authorization_is_good_for_tinyproxy(tmp_path: Path) ->
         link.abort()
 
 
-async def test_microsocks() -> None:
+async def test_microsocks_takes_the_right_password_only() -> None:
     async with microsocks(user="me", password="secret") as proxy, serving(echo) as port:
         for userinfo in ("me:secret@", "me:wrong@", ""):
             settings = NetworkSettings(proxy=f"socks5://{userinfo}127.0.0.1:{proxy}")
@@ -69,7 +69,7 @@ async def test_microsocks() -> None:
                         await dial
 
 
-async def test_microsocks_says_why() -> None:
+async def test_the_error_has_the_reason_of_microsocks() -> None:
     async with microsocks(user="me", password="secret") as proxy:
         settings = NetworkSettings(proxy=f"socks5h://me:secret@127.0.0.1:{proxy}")
         with pytest.raises(ProxyError, match=r"127.0.0.1:\d+: .*[Rr]efused"):

@@ -52,26 +52,26 @@ def test_lower_case_names_hold_where_upper_case_is_empty(name: str) -> None:
     assert getattr(read({field: "low", name: "up"}), field) == "up"
 
 
-def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "from.the.process")
     assert NetworkSettings.from_environment().https_proxy == "from.the.process"
 
 
 @pytest.mark.parametrize(("name", "field"), SWITCHES.items())
 @pytest.mark.parametrize("value", ["1", "t", "T", "TRUE", "true", "True"])
-def test_true(name: str, field: str, value: str) -> None:
+def test_switches_can_be_set(name: str, field: str, value: str) -> None:
     assert getattr(NetworkSettings.from_environment({name: value}), field) is True
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("value", ["", "0", "f", "F", "FALSE", "false", "False"])
-def test_false(name: str, value: str) -> None:
+def test_switches_can_be_unset(name: str, value: str) -> None:
     assert NetworkSettings.from_environment({name: value}) == NetworkSettings()
 
 
 @pytest.mark.parametrize("name", [*SWITCHES, "TS_FORCE_LINUX_BIND_TO_DEVICE"])
 @pytest.mark.parametrize("value", ["yes", "tRUE", " 1", "2"])
-def test_neither_true_nor_false_names_the_variable(name: str, value: str) -> None:
+def test_an_error_names_the_variable_that_is_neither_true_nor_false(name: str, value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         NetworkSettings.from_environment({name: value})
     assert str(caught.value) == f"{name}={value!r} is neither true nor false: use 1 or 0"
@@ -90,7 +90,7 @@ def test_neither_true_nor_false_names_the_variable(name: str, value: str) -> Non
     ],
 )
 def test_no_password_is_printed(field: str, url: str, shown: str) -> None:
-    settings = NetworkSettings(**{field: url})  # type: ignore[arg-type]  # all are texts
+    settings = NetworkSettings(**{field: url})  # type: ignore[arg-type]  # all are str
     assert repr(settings) == str(settings) == f"NetworkSettings({field}={shown!r})"
     assert without_userinfo(url) == shown
 
@@ -135,7 +135,7 @@ def test_without_a_default_route_there_is_no_device(routes: Path) -> None:
         default_route_device(routes.with_name("missing"))
 
 
-def test_binding_to_the_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_binds_to_the_device_of_the_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_module, "default_route_device", lambda: "eth7")
     read = NetworkSettings.from_environment
     assert read({"TS_FORCE_LINUX_BIND_TO_DEVICE": "true"}).bind_device == "eth7"

@@ -36,7 +36,7 @@ from pyderp.net.settings import (
         ),
     ],
 )
-def test_parse(text: str, proxy: Proxy) -> None:
+def test_a_proxy_is_parsed(text: str, proxy: Proxy) -> None:
     assert parse_proxy(text) == proxy
 
 
@@ -59,7 +59,7 @@ def test_parse(text: str, proxy: Proxy) -> None:
         ("http://u:pw[@proxy", "proxy: not a URL"),
     ],
 )
-def test_what_is_no_proxy_is_refused_without_a_password(text: str, message: str) -> None:
+def test_a_text_that_is_no_proxy_is_refused_without_a_password(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_proxy(text)
     assert str(caught.value).startswith(message)
@@ -86,7 +86,7 @@ EXEMPT = [
     ("", "::1", 443, True),
     ("", "::ffff:127.0.0.1", 443, True),
     ("", "localhost.example.com", 443, False),
-    # everybody
+    # all hosts
     ("*", "derp.example.com", 443, True),
     ("*", "192.0.2.1", 443, True),
     ("other.example, *", "derp.example.com", 443, True),
@@ -135,18 +135,18 @@ EXEMPT = [
     ("192.0.2.0/24", "derp.example.com", 443, False),
     ("192.0.2.0/99", "192.0.2.1", 443, False),
     ("0.0.0.0/0", "2001:db8::1", 443, False),
-    # names that DNS cannot spell stay as they are
+    # names that DNS cannot encode stay as they are
     ("a..b", "a..b", 443, True),
     ("a..b", "c", 443, False),
 ]
 
 
 @pytest.mark.parametrize(("no_proxy", "host", "port", "exempt"), EXEMPT)
-def test_no_proxy(no_proxy: str, host: str, port: int, exempt: bool) -> None:
+def test_no_proxy_exempts_hosts(no_proxy: str, host: str, port: int, exempt: bool) -> None:
     assert is_exempt(no_proxy, host, port) is exempt
 
 
-def test_connect_proxy_by_scheme() -> None:
+def test_https_and_http_have_their_own_proxies() -> None:
     settings = NetworkSettings(https_proxy="secure:1", http_proxy="plain:2", no_proxy="a.net:443")
     tls = connect_proxy_from_environment(settings, "derp.example.com", 443, tls=True)
     plain = connect_proxy_from_environment(settings, "derp.example.com", 80, tls=False)
@@ -166,7 +166,7 @@ def test_a_connect_proxy_that_cannot_be_used_is_ignored_with_a_warning(
     assert record.getMessage().startswith(f"ignoring {name}: proxy: its scheme")
 
 
-def test_all_proxy_is_for_socks5_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_all_proxy_is_used_for_socks5_only(caplog: pytest.LogCaptureFixture) -> None:
     def proxy(all_proxy: str, host: str = "derp.example.com") -> Proxy | None:
         settings = NetworkSettings(all_proxy=all_proxy, no_proxy="a.net")
         return socks_proxy_from_environment(settings, host, 443)
@@ -180,7 +180,7 @@ def test_all_proxy_is_for_socks5_alone(caplog: pytest.LogCaptureFixture) -> None
     assert not caplog.records
 
 
-def test_the_programs_own_proxy_must_be_good() -> None:
+def test_an_explicit_proxy_must_be_valid() -> None:
     assert explicit_proxy(NetworkSettings()) is None
     assert explicit_proxy(NetworkSettings(proxy="p:1")) == parse_proxy("p:1")
     with pytest.raises(ConfigError, match="its scheme is none of"):

@@ -1,4 +1,4 @@
-"""Streams of others as links."""
+"""Streams of other libraries as links."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ BOUND = 10.0
 
 
 class EndOfStream(Exception):
-    """Named as anyio's."""
+    """Has the name of anyio's class."""
 
 
 class BrokenResourceError(Exception):
-    """Named as anyio's."""
+    """Has the name of anyio's class."""
 
 
 class Pipe:
@@ -70,7 +70,7 @@ async def streams() -> AsyncIterator[tuple[StreamLink, Pipe]]:
     async with asyncio.timeout(BOUND):
         yield link, pipe
         link.abort()
-        while asyncio.all_tasks() - before:  # noqa: ASYNC110 (nothing signals the end of a task)
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110 (no event for the end of a task)
             await asyncio.sleep(0.001)
     assert pipe.closed == 1
     assert not pipe.receiving
@@ -81,8 +81,8 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_read_and_write() -> None:
-    """Before `start` one task reads; what is written in one turn leaves in one send."""
+async def test_reads_before_start_and_one_send_a_turn() -> None:
+    """All that is written in one turn leaves in one send."""
     async with streams() as (link, pipe):
         pipe.incoming.put_nowait(b"in")
         assert await link.read() == b"in"
@@ -98,8 +98,8 @@ async def test_read_and_write() -> None:
 
 
 @pytest.mark.parametrize("end", [b"", EndOfStream(), EOFError()])
-async def test_end(end: bytes | Exception) -> None:
-    """Streams end in several ways, all of them clean."""
+async def test_each_end_of_a_stream_is_clean(end: bytes | Exception) -> None:
+    """Streams end in several ways."""
     async with streams() as (link, pipe):
         pipe.incoming.put_nowait(end)
         assert await link.read() == b""
@@ -115,8 +115,7 @@ async def test_end(end: bytes | Exception) -> None:
 @pytest.mark.parametrize(
     "error", [ConnectionResetError("x"), RemoteProtocolError("x"), TimeoutError("x")]
 )
-async def test_errors_of_ours(error: Exception) -> None:
-    """Errors that programs know stay what they are."""
+async def test_errors_of_pyderp_are_raised_unchanged(error: Exception) -> None:
     async with streams() as (link, pipe):
         pipe.incoming.put_nowait(error)
         with pytest.raises(type(error)) as caught:
@@ -129,8 +128,8 @@ async def test_errors_of_ours(error: Exception) -> None:
         assert sink.ends == [error]
 
 
-async def test_errors_of_others() -> None:
-    """What a library calls a broken stream is an OSError, with that as its cause."""
+async def test_a_broken_stream_of_a_library_is_an_oserror() -> None:
+    """The library's error is its cause."""
     async with streams() as (link, pipe):
         error = BrokenResourceError()
         pipe.incoming.put_nowait(error)
@@ -140,8 +139,8 @@ async def test_errors_of_others() -> None:
 
 
 @pytest.mark.parametrize("started", [True, False])
-async def test_write_error(started: bool) -> None:
-    """A failed write ends the link for the receiver, or the reader, with the error."""
+async def test_a_failed_write_ends_the_link(started: bool) -> None:
+    """The receiver, or the reader, gets its error."""
     async with streams() as (link, pipe):
         sink = Sink()
         pipe.send_error = error = BrokenResourceError("no")
@@ -161,8 +160,7 @@ async def test_write_error(started: bool) -> None:
         assert link.pending == 0
 
 
-async def test_slow_stream() -> None:
-    """The receiver hears when no more than 64 KiB wait."""
+async def test_writable_is_called_when_64_kib_or_less_wait() -> None:
     async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
@@ -178,8 +176,8 @@ async def test_slow_stream() -> None:
         assert not link.pending
 
 
-async def test_pause() -> None:
-    """A paused link takes at most what it was waiting for already."""
+async def test_a_paused_link_takes_one_more_chunk_at_most() -> None:
+    """The one it was waiting for already."""
     async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
@@ -193,8 +191,8 @@ async def test_pause() -> None:
         assert sink.chunks == [b"a", b"b", b"c"]
 
 
-async def test_abort() -> None:
-    """`abort` ends both tasks, closes the stream once, and tells the receiver."""
+async def test_abort_ends_all() -> None:
+    """Both tasks end, the stream is closed once, and the receiver gets the end."""
     async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
@@ -210,8 +208,8 @@ async def test_abort() -> None:
         assert await link.read() == b""
 
 
-async def test_close_sends_the_rest() -> None:
-    """`close` waits for what was written, then ends as `abort` does."""
+async def test_close_sends_all_then_ends() -> None:
+    """It ends as `abort` does."""
     async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
@@ -228,8 +226,7 @@ async def test_close_sends_the_rest() -> None:
         assert sink.ends == [None]
 
 
-async def test_close_with_nothing_to_send() -> None:
-    """`close` of an idle link is at once."""
+async def test_close_of_an_idle_link_is_at_once() -> None:
     async with streams() as (link, _):
         sink = Sink()
         link.start(sink)
@@ -238,8 +235,7 @@ async def test_close_with_nothing_to_send() -> None:
         assert sink.ends == [None]
 
 
-async def test_receiver_that_aborts() -> None:
-    """A receiver may abort from within its callback."""
+async def test_a_receiver_may_abort_in_its_callback() -> None:
     async with streams() as (link, pipe):
 
         class Aborts(Sink):
@@ -256,8 +252,8 @@ async def test_receiver_that_aborts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_socket(kind: str) -> None:
-    """A socket becomes a TCP link, one of a socketpair as well."""
+async def test_a_socket_becomes_a_tcp_link(kind: str) -> None:
+    """Also one of a socketpair."""
     if kind == "unix":
         ours, other = socket.socketpair()
     else:
@@ -276,8 +272,8 @@ async def test_socket(kind: str) -> None:
         await until_closed(ours)
 
 
-async def test_asyncio_streams() -> None:
-    """A reader and a writer become a link, and are closed with it."""
+async def test_reader_and_writer_become_a_link() -> None:
+    """They are closed with it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         reader, writer = await asyncio.open_connection(*server.getsockname())
         other, _ = server.accept()
@@ -297,13 +293,12 @@ async def test_asyncio_streams() -> None:
         await writer.wait_closed()
 
 
-async def test_link_stays() -> None:
-    """A link is what it is."""
+async def test_a_link_is_used_as_it_is() -> None:
     link: Link = StreamLink(Pipe())
     assert await as_link(link) is link
 
 
-async def test_no_stream() -> None:
-    """Anything else is wrong use; the text says what is wanted."""
+async def test_any_other_object_is_refused() -> None:
+    """The error says which kinds are accepted."""
     with pytest.raises(LocalProtocolError, match="a str is no stream; want a socket"):
-        await as_link("x")  # type: ignore[arg-type]  # what is tested
+        await as_link("x")  # type: ignore[arg-type]  # the wrong type is the test

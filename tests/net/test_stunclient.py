@@ -1,4 +1,4 @@
-"""The STUN client against servers that answer, lie, repeat themselves, or say nothing."""
+"""The STUN client against servers that answer, lie, repeat themselves, or stay silent."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Answers: TypeAlias = Callable[[bytes, tuple[str, int]], list[bytes]]
 """What a server sends back for a request from an address."""
 
 
-def truth(request: bytes, source: tuple[str, int]) -> list[bytes]:
-    """What a good server answers."""
+def good_answer(request: bytes, source: tuple[str, int]) -> list[bytes]:
+    """The answer of a good server."""
     tx_id = parse_request_untrusted(request)
     return [pack_response(tx_id, ip_address(source[0]).packed, source[1])]
 
 
 class Server:
-    """A UDP server on loopback, and what it was asked."""
+    """A UDP server on loopback, and the requests it got."""
 
     def __init__(self, answers: Answers, host: str, answers_from: str) -> None:
         self.answers = answers
@@ -87,8 +87,8 @@ def family_of(host: str) -> socket.AddressFamily:
 
 @pytest.mark.parametrize("host", HOSTS)
 async def test_it_learns_the_address_that_the_server_sees(host: str) -> None:
-    """The mapped address is that of our socket, and the answer came from where we asked."""
-    with serving(truth, host) as server:
+    """The mapped address is that of the client's socket, and the answer came from the server."""
+    with serving(good_answer, host) as server:
         async with StunClient(family_of(host), host=host) as client:
             answer = await client.ask(host, server.port, within=60)
             assert (str(answer.address), answer.port) == client.local_address
@@ -99,7 +99,7 @@ async def test_it_learns_the_address_that_the_server_sees(host: str) -> None:
 
 async def test_an_answer_from_another_address_is_distinguished() -> None:
     """The transaction id alone decides whether it is an answer."""
-    with serving(truth, answers_from="127.0.0.2") as server:
+    with serving(good_answer, answers_from="127.0.0.2") as server:
         async with StunClient() as client:
             answer = await client.ask("127.0.0.1", server.port, within=60)
             assert not answer.from_asked_address
@@ -107,16 +107,16 @@ async def test_an_answer_from_another_address_is_distinguished() -> None:
 
 
 def _cut(request: bytes, source: tuple[str, int]) -> list[bytes]:
-    return [truth(request, source)[0][:-1]]
+    return [good_answer(request, source)[0][:-1]]
 
 
 def _other_tx_id(request: bytes, source: tuple[str, int]) -> list[bytes]:
-    answer = truth(request, source)[0]
+    answer = good_answer(request, source)[0]
     return [answer[:8] + bytes(12) + answer[20:]]
 
 
 def _endless(request: bytes, source: tuple[str, int]) -> list[bytes]:
-    answer = truth(request, source)[0]
+    answer = good_answer(request, source)[0]
     length = MAX_ANSWER + 4 - 20
     return [answer[:2] + length.to_bytes(2) + answer[4:] + bytes(MAX_ANSWER + 4 - len(answer))]
 
@@ -127,7 +127,7 @@ HOSTILE: dict[str, Answers] = {
     "noise": lambda *_: [b"\xff" * 1400],
     "an answer cut short": _cut,
     "an answer to another request": _other_tx_id,
-    "an error": lambda request, source: [b"\x01\x11" + truth(request, source)[0][2:]],
+    "an error": lambda request, source: [b"\x01\x11" + good_answer(request, source)[0][2:]],
     "more than a datagram should have": _endless,
     "no address": lambda request, _: [b"\x01\x01\0\0" + request[4:20]],
     "an address of no family": lambda request, _: [
@@ -137,9 +137,9 @@ HOSTILE: dict[str, Answers] = {
 
 
 @pytest.mark.parametrize("answers", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_junk_is_ignored_and_the_answer_behind_it_counts(answers: Answers) -> None:
+async def test_junk_is_ignored_and_the_answer_after_it_counts(answers: Answers) -> None:
     def junk_first(request: bytes, source: tuple[str, int]) -> list[bytes]:
-        return answers(request, source) + truth(request, source)
+        return answers(request, source) + good_answer(request, source)
 
     with serving(junk_first) as server:
         async with StunClient() as client:
@@ -158,11 +158,11 @@ async def test_junk_alone_is_no_answer(answers: Answers) -> None:
 
 
 async def test_a_lost_request_is_sent_again_with_another_id() -> None:
-    """So that an answer is never taken for one to a later request."""
+    """So an answer is never taken for one to a later request."""
     with serving(lambda *_: []) as server:
 
         def third_time(request: bytes, source: tuple[str, int]) -> list[bytes]:
-            return truth(request, source) if len(server.requests) >= 3 else []
+            return good_answer(request, source) if len(server.requests) >= 3 else []
 
         server.answers = third_time
         async with StunClient() as client:
@@ -172,8 +172,8 @@ async def test_a_lost_request_is_sent_again_with_another_id() -> None:
 
 
 async def test_a_repeated_answer_counts_once() -> None:
-    """Also one that comes when a later question is under way."""
-    with serving(lambda *request: truth(*request) * 3) as server:
+    """Also one that comes during a later request."""
+    with serving(lambda *request: good_answer(*request) * 3) as server:
         async with StunClient() as client:
             seen: list[StunAnswer] = []
             client.send("127.0.0.1", server.port, seen.append)
@@ -183,8 +183,8 @@ async def test_a_repeated_answer_counts_once() -> None:
             assert len(seen) == 1
 
 
-async def test_questions_at_once_get_their_own_answers() -> None:
-    with serving(truth) as one, serving(truth) as two:
+async def test_concurrent_requests_get_their_own_answers() -> None:
+    with serving(good_answer) as one, serving(good_answer) as two:
         async with StunClient() as client:
             ask = client.ask
             first, second = await asyncio.gather(
@@ -193,11 +193,11 @@ async def test_questions_at_once_get_their_own_answers() -> None:
             assert (first.source[1], second.source[1]) == (one.port, two.port)
 
 
-async def test_what_may_still_be_answered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_open_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest request is forgotten; the latest are answered."""
     monkeypatch.setattr(stunclient, "MAX_PENDING", 4)
 
-    with serving(truth) as server:
+    with serving(good_answer) as server:
         async with StunClient() as client:
             seen: list[int] = []
             for number in range(6):
@@ -208,8 +208,8 @@ async def test_what_may_still_be_answered_is_bounded(monkeypatch: pytest.MonkeyP
             assert client.ignored == 2
 
 
-async def test_what_was_forgotten_is_not_answered() -> None:
-    with serving(truth) as server:
+async def test_a_forgotten_request_has_no_answer() -> None:
+    with serving(good_answer) as server:
         async with StunClient() as client:
             seen: list[StunAnswer] = []
             client.send("127.0.0.1", server.port, seen.append)
@@ -220,7 +220,7 @@ async def test_what_was_forgotten_is_not_answered() -> None:
 
 
 async def test_a_callback_may_close_the_client() -> None:
-    with serving(lambda *request: truth(*request) * 2) as server:
+    with serving(lambda *request: good_answer(*request) * 2) as server:
         client = StunClient()
         closed = asyncio.Event()
 
@@ -233,8 +233,8 @@ async def test_a_callback_may_close_the_client() -> None:
         client.close()
 
 
-async def test_no_way_to_the_server_is_an_error_at_once() -> None:
-    """Port 0 stands for what the kernel refuses to send to."""
+async def test_an_unreachable_server_is_an_error_at_once() -> None:
+    """Port 0 stands for an address that the kernel refuses to send to."""
     async with StunClient() as client:
         with pytest.raises(DialError, match="cannot send a STUN request to") as caught:
             await client.ask("127.0.0.1", 0, within=60)
@@ -242,7 +242,7 @@ async def test_no_way_to_the_server_is_an_error_at_once() -> None:
 
 
 async def test_an_address_in_use_is_refused() -> None:
-    with serving(truth) as server:
+    with serving(good_answer) as server:
         where = rf"cannot bind UDP to 127\.0\.0\.1:{server.port}: Address already in use"
         with pytest.raises(ConfigError, match=where):
             StunClient(host="127.0.0.1", port=server.port)

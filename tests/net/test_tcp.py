@@ -27,7 +27,7 @@ class Stop(Exception):
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Without CAP_NET_ADMIN, for as long as nothing is awaited."""
+    """Without CAP_NET_ADMIN, until the next await."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -39,7 +39,7 @@ def unprivileged() -> Iterator[None]:
 
 
 def options(name: str, value: object) -> Callable[..., None]:
-    """In place of `setsockopt`: an error for one option."""
+    """A replacement of `setsockopt` that fails for one option."""
     real = socket.socket.setsockopt
 
     def setsockopt(sock: socket.socket, level: int, option: int, given: int | bytes) -> None:
@@ -65,14 +65,16 @@ async def test_a_connected_socket_has_its_options() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-async def test_ipv6() -> None:
+async def test_ipv6_has_a_socket_of_its_family() -> None:
     async with serving(echo, "::1") as port:
         with await connect_socket("::1", port, settings=NetworkSettings()) as sock:
             assert sock.family == socket.AF_INET6
 
 
 @pytest.mark.parametrize(("host", "where"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-async def test_a_refused_connection_says_where_and_closes_the_socket(host: str, where: str) -> None:
+async def test_a_refused_connection_names_the_address_and_closes_the_socket(
+    host: str, where: str
+) -> None:
     sockets = Sockets()
     port = closed_port(host)
     with pytest.raises(DialError) as caught:
@@ -82,7 +84,7 @@ async def test_a_refused_connection_says_where_and_closes_the_socket(host: str, 
     await sockets.closed()
 
 
-async def test_no_more_files(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_open_files_is_a_dial_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
 
         def refuse(*_: object) -> None:
@@ -93,7 +95,7 @@ async def test_no_more_files(monkeypatch: pytest.MonkeyPatch) -> None:
             await connect_socket("127.0.0.1", 1, settings=NetworkSettings())
 
 
-async def test_an_error_of_the_hook_passes_and_closes_the_socket() -> None:
+async def test_an_error_of_the_hook_is_raised_and_closes_the_socket() -> None:
     seen: list[socket.socket] = []
 
     def hook(sock: socket.socket) -> None:
@@ -106,7 +108,7 @@ async def test_an_error_of_the_hook_passes_and_closes_the_socket() -> None:
 
 
 async def test_cancelling_closes_the_socket() -> None:
-    # Nobody accepts, and no more may wait: the next connection hangs in the kernel.
+    # The accept queue is full: the next connection hangs in the kernel.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
         address = server.getsockname()
         fillers = []
@@ -118,7 +120,7 @@ async def test_cancelling_closes_the_socket() -> None:
         sockets = Sockets()
         dial = connect_socket(*address, settings=sockets.watch())
         task = asyncio.create_task(dial)
-        while not sockets.all:  # noqa: ASYNC110 (nobody tells)
+        while not sockets.all:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not task.done()
@@ -162,8 +164,8 @@ async def test_every_mark_of_32_bits_is_set(mark: int) -> None:
     assert seen == [mark.to_bytes(4, sys.byteorder)]
 
 
-async def test_a_device_that_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by kernels before 5.7, for everybody without CAP_NET_RAW."""
+async def test_a_denied_device_names_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by kernels before 5.7 for processes without CAP_NET_RAW."""
     patched = options("SO_BINDTODEVICE", errno.EPERM)
     monkeypatch.setattr("socket.socket.setsockopt", patched)
     with pytest.raises(ConfigError) as caught:
@@ -173,7 +175,7 @@ async def test_a_device_that_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-async def test_a_device_that_is_not_there_may_come_back() -> None:
+async def test_a_missing_device_may_come_back() -> None:
     sockets = Sockets()
     settings = sockets.watch(NetworkSettings(bind_device="nosuch0"))
     with pytest.raises(DialError) as caught:
@@ -196,7 +198,7 @@ async def test_a_device_that_is_not_there_may_come_back() -> None:
         ),
     ],
 )
-async def test_other_systems(
+async def test_a_system_without_the_option_is_a_config_error(
     monkeypatch: pytest.MonkeyPatch,
     option: str,
     settings: NetworkSettings,
@@ -220,7 +222,9 @@ async def test_loopback_has_neither_mark_nor_device(address: str) -> None:
         await connect_socket(address, 1, settings=settings)
 
 
-async def test_a_system_without_the_names_of_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_system_without_linux_names_of_keepalive_uses_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     idle, interval = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL
     monkeypatch.delattr(socket, "TCP_KEEPIDLE")
     monkeypatch.delattr(socket, "TCP_KEEPINTVL")

@@ -51,7 +51,7 @@ def race_of(*runners: Attempt, delay: float) -> asyncio.Task[socket.socket]:
     return asyncio.create_task(staggered_race(runners, delay=delay))
 
 
-async def test_the_next_starts_after_the_delay_and_the_loser_is_cancelled() -> None:
+async def test_the_next_starts_after_the_delay_and_the_slower_one_is_cancelled() -> None:
     first, second, third = Runner(), Runner(), Runner()
     task = race_of(first, second, third, delay=0.01)
     await third.started.wait()
@@ -101,7 +101,7 @@ async def test_a_second_winner_is_closed() -> None:
         assert late.fileno() == -1
 
 
-async def test_all_failed() -> None:
+async def test_if_all_fail_the_first_failure_is_raised_with_all() -> None:
     runners = [Runner() for _ in range(3)]
     task = race_of(*runners, delay=0)
     await runners[2].started.wait()
@@ -127,7 +127,7 @@ async def test_all_failed() -> None:
         ([DialError("no", reason=FailureReason.REFUSED)], FailureReason.REFUSED),
     ],
 )
-async def test_of_several_reasons_the_one_that_stands_first_counts(
+async def test_of_several_reasons_the_first_in_the_list_counts(
     failures: list[OSError], reason: FailureReason
 ) -> None:
     def failing(error: OSError) -> Attempt:
@@ -164,12 +164,12 @@ async def test_cancelling_cancels_all_and_closes_winners() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert second.cancelled
-    # It was cancelled before it could give its socket, or gave it and that was closed.
+    # It was cancelled before it returned its socket, or returned it and that was closed.
     assert first.cancelled or won.fileno() == -1
     won.close()
 
 
-def test_interleave() -> None:
+def test_interleave_takes_families_in_turn() -> None:
     def order(*texts: str) -> list[str]:
         return [str(ip) for ip in interleave([ip_address(text) for text in texts])]
 
@@ -211,7 +211,7 @@ async def test_the_stagger_is_300_ms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert delays == [0.3]
 
 
-async def test_a_host_by_one_family() -> None:
+async def test_a_host_can_be_limited_to_one_family() -> None:
     names = Names({"h": {socket.AF_INET: ["127.0.0.1"], socket.AF_INET6: OSError("none")}})
     async with serving(echo) as port:
         with await connect_to_host(

@@ -1,4 +1,4 @@
-"""The handshake: what is verified, what fails and how, and that nothing leaves before."""
+"""The handshake: what is verified, what fails and how, and that no byte leaves before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOOD = certificate(NAME, issuer=ROOT)
 OTHER = certificate("front.example.org", issuer=ROOT)
 ALONE = certificate(NAME, common_name="a self-signed server")
 NO_AUTHORITY = certificate(common_name="no authority", issuer=ROOT)
-NOBODY = TLSConfig(system_roots=False, builtin_roots=False)
+NO_ROOTS = TLSConfig(system_roots=False, builtin_roots=False)
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
@@ -31,7 +31,7 @@ def pin(identity: Identity) -> str:
 
 
 class Attempt:
-    """A handshake with a server that has some certificate, and then `hello`."""
+    """A handshake with a server of some certificate, and then `hello`."""
 
     def __init__(self, identity: Identity, version: ssl.TLSVersion | None = None) -> None:
         self.peer = TlsPeer(identity.server(version))
@@ -64,11 +64,11 @@ class Attempt:
         return tls
 
 
-# What is agreed on
+# Good handshakes
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_good_certificate(version: ssl.TLSVersion) -> None:
+def test_a_handshake_has_version_cipher_name_and_chain(version: ssl.TLSVersion) -> None:
     attempt = Attempt(GOOD, version)
     tls = attempt()
     assert tls.state.version == attempt.peer.tls.version()
@@ -92,7 +92,7 @@ def test_the_chain_is_reported_as_presented(version: ssl.TLSVersion) -> None:
 
 
 @pytest.mark.parametrize("name", [NAME + ".", NAME.upper()])
-def test_other_spellings_of_the_name(name: str) -> None:
+def test_other_spellings_of_the_name_are_accepted(name: str) -> None:
     attempt = Attempt(GOOD)
     attempt(name)
     assert attempt.peer.sni is not None
@@ -100,7 +100,7 @@ def test_other_spellings_of_the_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "a..b", ".example.com", "a\0b", "x" * 64 + ".com"])
-def test_what_cannot_be_a_name(name: str) -> None:
+def test_a_host_that_cannot_be_a_name_is_refused(name: str) -> None:
     with pytest.raises(TLSError, match="cannot be a server's name"):
         Attempt(GOOD)(name)
 
@@ -112,14 +112,14 @@ def test_without_a_name_none_is_sent_and_nothing_is_verified() -> None:
     assert attempt.peer.sni is None
 
 
-def test_a_wildcard() -> None:
+def test_a_wildcard_matches_one_label() -> None:
     identity = certificate("*.example.com", issuer=ROOT)
     Attempt(identity)()
     with pytest.raises(CertificateError):
         Attempt(identity)("a.b.example.com")
 
 
-# What is refused
+# Refused certificates
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_wildcard() -> None:
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_alert_that_answers_another_name_is_explained(
+def test_the_alert_for_an_unknown_name_is_explained(
     alert: int, words: str, version: ssl.TLSVersion
 ) -> None:
     attempt = Attempt(GOOD, version)
@@ -140,7 +140,7 @@ def test_the_alert_that_answers_another_name_is_explained(
         attempt()
 
 
-def test_another_name() -> None:
+def test_a_certificate_for_another_name_is_refused() -> None:
     with pytest.raises(CertificateError) as caught:
         Attempt(OTHER)()
     text = str(caught.value)
@@ -148,7 +148,7 @@ def test_another_name() -> None:
     assert text.endswith("it is for front.example.org, issued by CN=A root for tests")
 
 
-def test_a_common_name_is_no_name() -> None:
+def test_the_common_name_is_ignored() -> None:
     with pytest.raises(CertificateError, match="it is for no name"):
         Attempt(certificate(common_name=NAME, issuer=ROOT))()
 
@@ -163,7 +163,7 @@ def test_addresses_are_compared_and_not_sent(address: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["[::1]", "[::1%lo]", "::1%lo"])
-def test_other_spellings_of_an_address(name: str) -> None:
+def test_other_spellings_of_an_address_are_accepted(name: str) -> None:
     assert Attempt(certificate("::1", issuer=ROOT))(name).state.server_name == "::1"
 
 
@@ -178,18 +178,20 @@ def test_other_spellings_of_an_address(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_bad_certificate(identity: Identity, problem: str, version: ssl.TLSVersion) -> None:
+def test_a_bad_certificate_is_refused_with_its_problem(
+    identity: Identity, problem: str, version: ssl.TLSVersion
+) -> None:
     attempt = Attempt(identity, version)
     with pytest.raises(CertificateError, match=f"^certificate of {NAME}: .*{problem}") as caught:
         attempt()
     assert not isinstance(caught.value, PinMismatch)
     assert attempt.peer.error is not None
-    assert "ALERT" in str(attempt.peer.error.reason)  # the server is told why
+    assert "ALERT" in str(attempt.peer.error.reason)  # the server gets an alert
 
 
 def test_no_certificate_is_trusted_without_roots() -> None:
     with pytest.raises(CertificateError):
-        Attempt(GOOD)(config=NOBODY)
+        Attempt(GOOD)(config=NO_ROOTS)
 
 
 def test_a_server_certificate_may_be_trusted_itself() -> None:
@@ -209,7 +211,7 @@ def test_insecure_verifies_nothing() -> None:
 
 
 @pytest.mark.parametrize("insecure", [False, True])
-def test_another_cert_name(insecure: bool) -> None:
+def test_cert_name_is_compared_instead_of_the_name(insecure: bool) -> None:
     attempt = Attempt(OTHER)
     attempt(cert_name="front.example.org", insecure=insecure)
     assert attempt.peer.sni == NAME
@@ -217,7 +219,7 @@ def test_another_cert_name(insecure: bool) -> None:
 
 @pytest.mark.parametrize("insecure", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_certificate_that_is_not_for_the_cert_name(
+def test_a_certificate_for_another_cert_name_is_refused(
     insecure: bool, version: ssl.TLSVersion
 ) -> None:
     attempt = Attempt(GOOD, version)
@@ -227,7 +229,7 @@ def test_a_certificate_that_is_not_for_the_cert_name(
         f"certificate of {NAME}: not valid for 'front.example.org', the name it must have;"
         f" it is for {NAME}, issued by CN=A root for tests"
     )
-    # Under TLS 1.3 our last message of the handshake did not even leave.
+    # Under TLS 1.3 the client's last message of the handshake did not even leave.
     assert attempt.peer.established == (version is ssl.TLSVersion.TLSv1_2)
 
 
@@ -238,7 +240,7 @@ def test_cert_name_needs_a_chain(insecure: bool) -> None:
         Attempt(identity)(cert_name="front.example.org", insecure=insecure)
 
 
-def test_cert_name_with_an_address_for_a_server() -> None:
+def test_cert_name_is_compared_instead_of_an_address() -> None:
     attempt = Attempt(OTHER)
     attempt("127.0.0.1", cert_name="front.example.org")
     assert attempt.peer.sni is None
@@ -259,12 +261,12 @@ def test_equal_cert_name_changes_nothing() -> None:
 @pytest.mark.parametrize("insecure", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("rest", [(), (META,), (META, META)])
-def test_a_pinned_certificate(
+def test_a_pinned_certificate_needs_no_authority(
     insecure: bool, version: ssl.TLSVersion, rest: tuple[bytes, ...]
 ) -> None:
     identity = ALONE.followed_by(*rest)
     attempt = Attempt(identity, version)
-    tls = attempt(cert_name=pin(identity), insecure=insecure, config=NOBODY)
+    tls = attempt(cert_name=pin(identity), insecure=insecure, config=NO_ROOTS)
     assert tls.state.peer_chain == (identity.der, *rest)
     assert attempt.peer.sni == NAME
 
@@ -276,7 +278,9 @@ def test_a_pinned_certificate_of_an_address_need_not_name_it(address: str) -> No
 
 @pytest.mark.parametrize("insecure", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_another_certificate_than_the_pinned(insecure: bool, version: ssl.TLSVersion) -> None:
+def test_another_certificate_than_the_pinned_one_is_refused(
+    insecure: bool, version: ssl.TLSVersion
+) -> None:
     attempt = Attempt(GOOD, version)
     with pytest.raises(PinMismatch) as caught:
         attempt(cert_name=pin(ALONE), insecure=insecure)
@@ -299,12 +303,12 @@ def test_another_certificate_than_the_pinned(insecure: bool, version: ssl.TLSVer
     ],
     ids=["capitals", "too short", "too long", "newline", "empty", "of the PEM text"],
 )
-def test_a_pin_is_matched_to_the_letter(text: str) -> None:
+def test_a_pin_is_compared_letter_by_letter(text: str) -> None:
     with pytest.raises(PinMismatch, match=r"^cert hash does not match expected cert hash"):
         Attempt(ALONE)(cert_name=text)
 
 
-def test_a_pin_with_other_certificates_about() -> None:
+def test_a_pin_with_other_certificates_in_the_chain_is_refused() -> None:
     with pytest.raises(PinMismatch, match=r"^unexpected multiple certs presented"):
         Attempt(ALONE.followed_by(ROOT.der))(cert_name=pin(ALONE))
     with pytest.raises(PinMismatch, match=r"^unexpected multiple certs presented"):
@@ -313,7 +317,7 @@ def test_a_pin_with_other_certificates_about() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_pinned_certificate_must_be_the_one_of_the_handshake(version: ssl.TLSVersion) -> None:
-    """Anyone can present a certificate; only its owner can begin the chain with it."""
+    """Any server can present a certificate; only the owner of its key can put it first."""
     impostor = certificate(NAME, common_name="derpkey" + "0" * 40)
     attempt = Attempt(impostor.followed_by(ALONE.der), version)
     with pytest.raises(PinMismatch, match=r"^expected cert not presented"):
@@ -323,7 +327,7 @@ def test_the_pinned_certificate_must_be_the_one_of_the_handshake(version: ssl.TL
         attempt(cert_name=pin(impostor))
 
 
-def test_a_pinned_certificate_for_another_name() -> None:
+def test_a_pinned_certificate_must_be_for_the_name() -> None:
     with pytest.raises(CertificateError) as caught:
         Attempt(OTHER)(cert_name=pin(OTHER))
     assert str(caught.value).startswith(f'cert does not match server name "{NAME}": ')
@@ -336,13 +340,13 @@ def test_a_pinned_certificate_for_another_name() -> None:
         (1, 9, r"^cert not yet valid until \d{4}-.*; is your clock correct\?$"),
     ],
 )
-def test_a_pinned_certificate_out_of_its_time(since: int, until: int, problem: str) -> None:
+def test_a_pinned_certificate_must_be_within_its_time(since: int, until: int, problem: str) -> None:
     identity = certificate(NAME, since=since, until=until)
     with pytest.raises(CertificateError, match=problem):
         Attempt(identity)(cert_name=pin(identity))
 
 
-# Not TLS, or not as we speak it
+# Servers without TLS, or with other versions of it
 
 
 @pytest.mark.filterwarnings("ignore:.*TLSv1_1:DeprecationWarning")
@@ -358,7 +362,7 @@ def test_old_tls_is_refused() -> None:
     assert link.aborted
 
 
-def test_no_common_cipher() -> None:
+def test_no_common_cipher_is_a_tls_error() -> None:
     context = GOOD.server(ssl.TLSVersion.TLSv1_2)
     context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
     with pytest.raises(TLSError, match=r"TLS handshake failed: .*handshake failure"):
@@ -375,21 +379,21 @@ def test_no_common_cipher() -> None:
         b"\xff" * 2000,
     ],
 )
-def test_a_server_that_does_not_speak_tls(data: bytes) -> None:
+def test_a_server_without_tls_is_named(data: bytes) -> None:
     link = MemoryLink(lambda _: data)
     with pytest.raises(TLSError, match=rf"^{NAME}: the server does not speak TLS on this port$"):
         handshake(link)
     assert link.aborted
 
 
-def test_an_alert() -> None:
+def test_an_alert_is_in_the_error() -> None:
     link = MemoryLink(lambda _: bytes.fromhex("15 0303 0002 02 28"))
     with pytest.raises(TLSError, match=r"TLS handshake failed: .*alert 'handshake failure'"):
         handshake(link)
 
 
 class Cut:
-    """A server's words up to some number, and then others."""
+    """Bytes of a server up to some number, and then other bytes."""
 
     def __init__(self, size: int, then: bytes, version: ssl.TLSVersion) -> None:
         self.peer = TlsPeer(GOOD.server(version))
@@ -407,7 +411,7 @@ class Cut:
 
 
 def length_of_handshake(version: ssl.TLSVersion) -> int:
-    """Bytes of the server until the client has all it needs, within a few."""
+    """How many bytes the server sends until the client has all it needs, within a few."""
     cut = Cut(1 << 20, b"", version)
     sizes: list[int] = []
 
@@ -417,12 +421,14 @@ def length_of_handshake(version: ssl.TLSVersion) -> int:
         return back
 
     handshake(MemoryLink(answer))
-    # The last flight under TLS 1.3 is of tickets, which nobody needs.
+    # The last flight under TLS 1.3 has tickets, which the client does not need.
     return sizes[0] if version is ssl.TLSVersion.TLSv1_3 else sum(sizes)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_end_of_the_stream_anywhere_in_the_handshake(version: ssl.TLSVersion) -> None:
+def test_an_end_of_the_stream_anywhere_in_the_handshake_is_an_error(
+    version: ssl.TLSVersion,
+) -> None:
     # A signature may be some bytes shorter another time.
     for size in range(0, length_of_handshake(version) - 8, 13):
         link = MemoryLink(Cut(size, b"", version).answer)
@@ -432,18 +438,18 @@ def test_the_end_of_the_stream_anywhere_in_the_handshake(version: ssl.TLSVersion
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_garbage_anywhere_in_the_handshake(version: ssl.TLSVersion) -> None:
+def test_garbage_anywhere_in_the_handshake_is_an_error(version: ssl.TLSVersion) -> None:
     for size in range(1, length_of_handshake(version) - 8, 13):
         cut = Cut(size, b"\xa5" * 20_000, version)
         link = MemoryLink(cut.answer)
         with pytest.raises(TLSError) as caught:
             handshake(link)
-        # Garbage in a length is waited for, until the stream ends.
+        # Garbage as a length makes the client wait until the stream ends.
         assert f"{NAME}: " in str(caught.value)
         assert link.aborted
 
 
-def test_an_error_of_the_link_stays_what_it_is() -> None:
+def test_an_error_of_the_link_is_raised_unchanged() -> None:
     link = MemoryLink(lambda _: b"")
     link.error = ConnectionResetError("reset")
     with pytest.raises(ConnectionResetError) as caught:
@@ -472,7 +478,7 @@ INTERCEPTED = "likely intercepted connection; certificate is self-signed by CN="
         (GOOD, "", False, None),
         (ALONE, "", False, INTERCEPTED + "a self-signed server"),
         (ALONE, "", True, None),
-        (OTHER, "", False, None),  # for another name, but somebody vouches for it
+        (OTHER, "", False, None),  # for another name, but of a trusted authority
         (OTHER, "front.example.org", False, None),
         (
             certificate("front.example.org"),
@@ -481,7 +487,7 @@ INTERCEPTED = "likely intercepted connection; certificate is self-signed by CN="
             INTERCEPTED + "front.example.org",
         ),
         (ALONE, pin(ALONE), False, None),
-        (ALONE, pin(GOOD), False, None),  # self-signed is how a pinned one is
+        (ALONE, pin(GOOD), False, None),  # the usual pinned certificate is self-signed
     ],
     ids=[
         *("good", "self-signed", "insecure", "other name", "other name expected"),
@@ -489,7 +495,7 @@ INTERCEPTED = "likely intercepted connection; certificate is self-signed by CN="
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_health(
+def test_health_gets_problems_of_certificates(
     identity: Identity,
     cert_name: str,
     insecure: bool,
@@ -505,7 +511,7 @@ def test_health(
     assert health.told == [(NAME, problem)]
 
 
-def test_health_says_nothing_if_no_certificate_was_seen() -> None:
+def test_health_is_unchanged_if_no_certificate_was_seen() -> None:
     health = Health()
     with pytest.raises(TLSError):
         handshake(MemoryLink(lambda _: b""), health=health)
@@ -515,7 +521,9 @@ def test_health_says_nothing_if_no_certificate_was_seen() -> None:
 # Logs
 
 
-def test_keys_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_are_logged_into_a_private_file_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "keys.log"
     link = MemoryLink(TlsPeer(GOOD.server()).answer)
     with caplog.at_level(logging.WARNING, "pyderp.tls"):
@@ -526,7 +534,7 @@ def test_keys_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert str(path) in record.getMessage()
 
 
-def test_a_key_log_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_key_log_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
     link = MemoryLink(TlsPeer(GOOD.server()).answer)
     with pytest.raises(ConfigError, match=r"TLS key log .*: No such file or directory"):
         handshake(link, settings=NetworkSettings(keylog_file=str(tmp_path / "no" / "keys")))
@@ -547,7 +555,7 @@ def test_verification_errors_name_the_certificate(caplog: pytest.LogCaptureFixtu
     assert third.endswith("issued by CN=a self-signed server")
 
 
-def test_quiet_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handshake_logs_nothing_by_default(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         Attempt(GOOD)()
     assert not caplog.records

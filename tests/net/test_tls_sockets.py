@@ -1,4 +1,4 @@
-"""TLS over real sockets, on both event loops, with servers of several makers."""
+"""TLS over real sockets, on both event loops, with servers of several implementations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .tlspeer import NAME, TRUSTING, TlsPeer
 
 GOOD = certificate(NAME, "127.0.0.1", issuer=ROOT).followed_by(META)
 BIG = os.urandom(1 << 20)
-NOBODY = TLSConfig(system_roots=False, builtin_roots=False)
+NO_ROOTS = TLSConfig(system_roots=False, builtin_roots=False)
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -39,7 +39,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 async def serving(
     handler: Handler, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[str, int]]:
-    """A server; gives its address. At the end all its connections are closed."""
+    """A server; yields its address. At the end all its connections are closed."""
     writers: list[asyncio.StreamWriter] = []
     handlers: list[asyncio.Future[None]] = []
 
@@ -119,7 +119,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_megabyte_both_ways(version: ssl.TLSVersion) -> None:
+async def test_a_megabyte_passes_both_ways(version: ssl.TLSVersion) -> None:
     async with serving(echo, GOOD.server(version)) as address:
         tls = await tls_over(await dial(address))
         assert tls.state.peer_chain == (GOOD.der, META)
@@ -135,7 +135,7 @@ async def test_a_megabyte_both_ways(version: ssl.TLSVersion) -> None:
         assert await collector.end is None
 
 
-async def test_reading_first() -> None:
+async def test_reads_before_start_work() -> None:
     async with serving(echo, GOOD.server()) as address:
         tls = await tls_over(await dial(address), "127.0.0.1")
         tls.write(b"a request")
@@ -148,7 +148,7 @@ async def test_reading_first() -> None:
         await collector.end
 
 
-async def test_the_server_closes() -> None:
+async def test_a_close_of_the_server_is_a_clean_end() -> None:
     async def goodbye(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"goodbye")
         writer.close()
@@ -186,7 +186,7 @@ async def test_no_byte_leaves_before_all_is_verified(
     error: type[TLSError] | None,
     version: ssl.TLSVersion,
 ) -> None:
-    """What the server can decrypt is nothing at all, or `secret` where all is well."""
+    """The server can decrypt nothing, or `secret` where all is well."""
     received = bytearray()
 
     gone = asyncio.Event()
@@ -214,7 +214,7 @@ async def test_no_byte_leaves_before_all_is_verified(
         link.abort()
 
 
-async def test_cancelled_in_the_handshake() -> None:
+async def test_a_cancelled_handshake_closes_the_connection() -> None:
     hello, hung_up = asyncio.Event(), asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -233,10 +233,10 @@ async def test_cancelled_in_the_handshake() -> None:
         await asyncio.wait([connecting])
         assert connecting.cancelled()
         await hung_up.wait()
-        assert len(asyncio.all_tasks()) <= 2  # this one, and the server's
+        assert len(asyncio.all_tasks()) <= 2  # the client's, and the server's
 
 
-async def test_plain_http_on_the_port() -> None:
+async def test_plain_http_on_the_port_is_named() -> None:
     async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -247,7 +247,7 @@ async def test_plain_http_on_the_port() -> None:
             await tls_over(await dial(address))
 
 
-async def test_tls_in_tls() -> None:
+async def test_tls_in_tls_carries_bytes() -> None:
     proxy = certificate("proxy.example.com", issuer=ROOT)
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -277,7 +277,7 @@ async def test_tls_in_tls() -> None:
 # Relays
 
 
-async def test_our_relay(tmp_path: Path) -> None:
+async def test_a_relay_can_be_pinned(tmp_path: Path) -> None:
     """With the self-signed certificate and the meta certificate that it really sends."""
     pin = "sha256-raw:" + hashlib.sha256(write_pair(tmp_path, "127.0.0.1")).hexdigest()
 
@@ -293,7 +293,7 @@ async def test_our_relay(tmp_path: Path) -> None:
 
 
 @each_derper
-async def test_derper(derper: Kind, tmp_path: Path) -> None:
+async def test_derper_can_be_pinned(derper: Kind, tmp_path: Path) -> None:
     with running(derper, "pinned", tmp_path) as relay:
         pin = relay.pin
         assert pin is not None
@@ -302,7 +302,7 @@ async def test_derper(derper: Kind, tmp_path: Path) -> None:
 
 async def greeted(address: tuple[str, int], pin: str) -> None:
     """A pinned handshake with a relay, the meta certificate, and an answer over HTTP."""
-    tls = await tls_over(await dial(address), "127.0.0.1", cert_name=pin, config=NOBODY)
+    tls = await tls_over(await dial(address), "127.0.0.1", cert_name=pin, config=NO_ROOTS)
     assert tls.state.version == "TLSv1.3"
     assert len(tls.state.peer_chain) == 2
     found = scan_chain_untrusted(tls.state.peer_chain)
@@ -316,14 +316,14 @@ async def greeted(address: tuple[str, int], pin: str) -> None:
     tls.abort()
 
 
-# What only OpenSSL's own server can do
+# Features of OpenSSL's own server only
 
 
 @contextlib.asynccontextmanager
 async def openssl_server(
     directory: Path, *flags: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, tuple[str, int]]]:
-    """`openssl s_server`; a line on its standard input that is one letter is an order."""
+    """`openssl s_server`; a line on its standard input with a single letter is a command."""
     path = directory / "server.pem"
     key = GOOD.key_pem()
     path.write_bytes(key + GOOD.pem())
@@ -342,7 +342,7 @@ async def openssl_server(
 
 
 async def said(process: asyncio.subprocess.Process, pattern: bytes) -> bytes:
-    """Wait for words of a process; gives the group."""
+    """Wait for output of a process that matches; returns the group."""
     assert process.stdout is not None
     text = b""
     while not (match := re.search(pattern, text)):
@@ -353,8 +353,10 @@ async def said(process: asyncio.subprocess.Process, pattern: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("order", [b"k\n", b"K\n"], ids=["theirs", "both"])
-async def test_key_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: bytes) -> None:
-    """One that wants ours in return, and one that does not; data flows on after both."""
+async def test_data_flows_on_after_key_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: bytes
+) -> None:
+    """One that requests an update in return, and one that does not."""
     async with openssl_server(tmp_path, "-tls1_3") as (process, address):
         assert process.stdin is not None
         tls = await tls_over(await dial(address))

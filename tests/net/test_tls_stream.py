@@ -75,13 +75,13 @@ def test_a_write_is_one_write_below(world: World, size: int) -> None:
     assert bytes(world.peer.received) == data
 
 
-def test_writing_nothing(world: World) -> None:
+def test_an_empty_write_writes_nothing(world: World) -> None:
     before = len(world.link.written)
     world.tls.write(b"")
     assert len(world.link.written) == before
 
 
-def test_reading_before_the_start(world: World) -> None:
+def test_reads_before_start_return_all_whole_records(world: World) -> None:
     world.feed(world.peer.say(b"first") + world.peer.say(b"second"))
     assert finish(world.tls.read()) == b"firstsecond"
     encrypted = world.peer.say(b"third")
@@ -91,14 +91,14 @@ def test_reading_before_the_start(world: World) -> None:
     assert finish(world.tls.read()) == b"third"
 
 
-def test_what_was_not_read_is_delivered(world: World) -> None:
+def test_unread_bytes_are_delivered(world: World) -> None:
     world.feed(world.peer.say(b"one") + world.peer.say(b"two"))
     world.started().feed(world.peer.say(b"three"))
     assert b"".join(world.sink.chunks) == b"onetwothree"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_bytes_that_came_with_the_handshake(version: ssl.TLSVersion) -> None:
+def test_bytes_that_came_with_the_handshake_are_delivered(version: ssl.TLSVersion) -> None:
     peer = TlsPeer(GOOD.server(version))
 
     def answer(data: bytes) -> bytes:
@@ -112,7 +112,7 @@ def test_bytes_that_came_with_the_handshake(version: ssl.TLSVersion) -> None:
     assert sink.chunks == [b"at once"]
 
 
-def test_what_goes_straight_down(world: World) -> None:
+def test_flow_control_and_addresses_are_those_of_the_link(world: World) -> None:
     world.started()
     world.link.pending_bytes = 77
     assert world.tls.pending == 77
@@ -130,7 +130,7 @@ def test_what_goes_straight_down(world: World) -> None:
 
 
 def lost(world: World, error: Exception | None = None) -> Exception | None:
-    """The link below is gone; gives how the receiver saw the end."""
+    """End the link below; returns the error that the receiver got."""
     assert world.sink.ends == []
     world.tls.connection_lost(error)
     [end] = world.sink.ends
@@ -155,7 +155,7 @@ def test_nothing_is_delivered_or_sent_after_a_close_alert(world: World) -> None:
     assert lost(world) is None
 
 
-def test_a_close_alert_while_reading(world: World) -> None:
+def test_a_close_alert_while_reading_ends_reads(world: World) -> None:
     world.feed(world.peer.say(b"last") + world.peer.close_alert() + b"garbage")
     assert finish(world.tls.read()) == b"last"
     assert finish(world.tls.read()) == b""
@@ -164,24 +164,24 @@ def test_a_close_alert_while_reading(world: World) -> None:
     assert lost(world) is None
 
 
-def test_an_end_without_an_alert(world: World) -> None:
+def test_an_end_without_an_alert_is_a_clean_end(world: World) -> None:
     world.started().feed(world.peer.say(b"all")[:-1])
     assert lost(world) is None
     assert world.sink.chunks == []
 
 
-def test_an_error_of_the_link(world: World) -> None:
+def test_an_error_of_the_link_reaches_the_receiver(world: World) -> None:
     error = ConnectionResetError()
     assert lost(world.started(), error) is error
 
 
-def test_an_error_of_the_link_while_reading(world: World) -> None:
+def test_an_error_of_the_link_fails_a_read(world: World) -> None:
     world.link.error = ConnectionResetError()
     with pytest.raises(ConnectionResetError):
         finish(world.tls.read())
 
 
-def test_what_was_tampered_with(world: World) -> None:
+def test_a_modified_record_ends_the_connection(world: World) -> None:
     good, bad = world.peer.say(b"good"), bytearray(world.peer.say(b"bad"))
     bad[-1] ^= 1
     world.started().feed(good + bytes(bad) + world.peer.say(b"after"))
@@ -192,10 +192,10 @@ def test_what_was_tampered_with(world: World) -> None:
     assert f"{NAME}: TLS: " in str(end)
     assert isinstance(end.__cause__, ssl.SSLError)
     world.peer.answer(world.link.written[-1])
-    assert world.peer.error is not None  # it was told
+    assert world.peer.error is not None  # the peer got an alert
 
 
-def test_what_was_tampered_with_while_reading(world: World) -> None:
+def test_a_modified_record_fails_a_read(world: World) -> None:
     good, bad = world.peer.say(b"good"), bytearray(world.peer.say(b"bad"))
     bad[-1] ^= 1
     world.feed(good + bytes(bad))
@@ -208,16 +208,16 @@ def test_what_was_tampered_with_while_reading(world: World) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"HTTP/1.1 200 OK\r\n", bytes(100), b"\xff" * 40_000])
-def test_garbage(world: World, garbage: bytes) -> None:
+def test_garbage_ends_the_connection(world: World, garbage: bytes) -> None:
     world.started().feed(garbage)
     assert world.link.aborted
     assert isinstance(lost(world), TLSError)
     assert world.sink.chunks == []
 
 
-def test_an_alert_of_the_peer() -> None:
+def test_an_alert_of_the_peer_is_in_the_error() -> None:
     world = World(ssl.TLSVersion.TLSv1_2)
-    # One that the peer sends because of us: it cannot read this.
+    # The peer sends an alert because it cannot decrypt this.
     alert = world.peer.answer(bytes.fromhex("17 0303 0020") + bytes(32))
     world.started().feed(alert)
     end = lost(world)
@@ -225,7 +225,7 @@ def test_an_alert_of_the_peer() -> None:
     assert "alert 'bad record mac'" in str(end)
 
 
-def test_abort(world: World) -> None:
+def test_abort_sends_no_close_alert_and_discards_all(world: World) -> None:
     world.started().tls.abort()
     world.tls.abort()
     assert world.link.aborted
@@ -237,7 +237,7 @@ def test_abort(world: World) -> None:
     assert lost(world) is None
 
 
-def test_abort_while_receiving(world: World) -> None:
+def test_abort_in_a_callback_delivers_no_more(world: World) -> None:
     class Aborting(Sink):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -250,7 +250,7 @@ def test_abort_while_receiving(world: World) -> None:
     assert lost(world) is None
 
 
-def test_what_openssl_will_not_encrypt(world: World) -> None:
+def test_a_failed_write_of_openssl_ends_the_connection(world: World) -> None:
     world.started()
     world.link.answer = lambda _: b""
     with pytest.raises(ssl.SSLWantReadError):
@@ -263,8 +263,8 @@ def test_what_openssl_will_not_encrypt(world: World) -> None:
 # Layers
 
 
-def test_tls_in_tls() -> None:
-    """As through a proxy that is reached by TLS."""
+def test_tls_in_tls_carries_bytes() -> None:
+    """As through a proxy that is reached over TLS."""
     inner_peer = TlsPeer(GOOD.server())
     outer_peer = TlsPeer(certificate("proxy.example.com", issuer=ROOT).server())
 

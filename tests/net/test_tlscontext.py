@@ -1,4 +1,4 @@
-"""Whom a client's context trusts."""
+"""Which certificates a client's context trusts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING = TLSConfig(system_roots=False, builtin_roots=False)
 
 
 @pytest.fixture(autouse=True)
-def _no_contexts_of_others() -> None:
+def _empty_cache() -> None:
     tlscontext._context.cache_clear()
 
 
@@ -37,7 +37,7 @@ def trusted(config: TLSConfig) -> set[bytes]:
 
 @pytest.fixture
 def system_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that the system's roots come from."""
+    """The file of the system's roots."""
     path = tmp_path / "system.pem"
     path.write_bytes(SECOND.pem())
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
@@ -57,7 +57,7 @@ BUILTIN = {
 @pytest.mark.usefixtures("system_roots")
 def test_all_roots_hold_at_once() -> None:
     assert len(BUILTIN) == 4
-    # The names of Let's Encrypt's are no part of the certificates.
+    # The certificates do not contain the names that Let's Encrypt uses.
     assert trusted(TLSConfig(extra_roots=(ROOT.der,))) >= {SECOND.der, ROOT.der}
     assert len(trusted(TLSConfig(extra_roots=(ROOT.der,)))) == 6
     assert trusted(TLSConfig(builtin_roots=False)) == {SECOND.der}
@@ -65,13 +65,13 @@ def test_all_roots_hold_at_once() -> None:
     assert trusted(NOTHING) == set()
 
 
-def test_a_machine_without_roots(system_roots: Path) -> None:
+def test_without_system_roots_the_built_in_ones_hold(system_roots: Path) -> None:
     system_roots.unlink()
     assert len(trusted(TLSConfig())) == 4
     assert len(trusted(TLSConfig(extra_roots=(ROOT.der,)))) == 5
 
 
-def test_extra_roots_in_every_form(tmp_path: Path) -> None:
+def test_extra_roots_can_be_files_pem_and_der(tmp_path: Path) -> None:
     pem, der = tmp_path / "roots.pem", tmp_path / "root.der"
     pem.write_bytes("# Zertifikat für Prüfungen\n".encode() + ROOT.pem() + b"\n" + SECOND.pem())
     der.write_bytes(ROOT.der)
@@ -99,25 +99,25 @@ def test_extra_roots_in_every_form(tmp_path: Path) -> None:
         b"-----BEGIN",
     ],
 )
-def test_extra_roots_that_are_none(root: str | bytes) -> None:
+def test_extra_roots_that_are_no_certificates_are_refused(root: str | bytes) -> None:
     with pytest.raises(ConfigError, match=r"^extra_roots: "):
         context(TLSConfig(extra_roots=(root,)))
 
 
-def test_roots_in_a_list() -> None:
+def test_roots_may_be_in_a_list() -> None:
     config = TLSConfig(system_roots=False, builtin_roots=False, extra_roots=[ROOT.der, SECOND.der])
     assert trusted(config) == {ROOT.der, SECOND.der}
     assert config == replace(config, extra_roots=(ROOT.der, SECOND.der))
 
 
 @pytest.mark.parametrize("root", ["ca.pem", Path("ca.pem"), b"-----BEGIN CERTIFICATE-----" * 10])
-def test_one_root_is_no_sequence_of_roots(root: Any) -> None:
+def test_a_single_root_is_refused_as_extra_roots(root: Any) -> None:
     with pytest.raises(ConfigError, match=r"^extra_roots: want a sequence") as caught:
         TLSConfig(extra_roots=root)
     assert len(str(caught.value)) < 150
 
 
-def test_what_is_allowed() -> None:
+def test_versions_and_checks_of_a_context() -> None:
     for chain, hostname in [(True, True), (True, False), (False, False)]:
         made = context(NOTHING, chain=chain, hostname=hostname)
         assert made.minimum_version is ssl.TLSVersion.TLSv1_2
@@ -127,7 +127,7 @@ def test_what_is_allowed() -> None:
         assert made.options & ssl.OP_NO_RENEGOTIATION
 
 
-def test_one_context_for_one_configuration() -> None:
+def test_equal_configurations_share_one_context() -> None:
     first = context(TLSConfig(extra_roots=(ROOT.der,)))
     assert context(TLSConfig(extra_roots=(ROOT.der,))) is first
     others = [
@@ -167,7 +167,7 @@ def test_the_roots_are_those_that_let_s_encrypt_publishes() -> None:
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.subject.rfc4514_string())
-def test_each_root_is_an_authority_that_signed_itself(root: x509.Certificate) -> None:
+def test_each_root_is_a_self_signed_authority(root: x509.Certificate) -> None:
     root.verify_directly_issued_by(root)
     constraints = root.extensions.get_extension_for_class(x509.BasicConstraints)
     assert constraints.critical

@@ -1,4 +1,4 @@
-"""What a program's own functions add to TLS, and what they cannot take from it."""
+"""What functions of a program can add to TLS, and what they cannot weaken."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def asks_for_certificates(context: ssl.SSLContext) -> None:
     context.load_verify_locations(cadata=ROOT.der)
 
 
-# What they add
+# Additions
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_a_client_certificate(tmp_path: Path, pinned: bool) -> None:
+def test_a_client_certificate_can_be_sent(tmp_path: Path, pinned: bool) -> None:
     me = certificate("client.example.com", issuer=ROOT)
     chain, key = files(me, tmp_path)
     hooked = config(prepare=lambda context: context.load_cert_chain(chain, key))
@@ -80,13 +80,13 @@ def test_a_client_certificate(tmp_path: Path, pinned: bool) -> None:
     assert peer.tls.getpeercert(binary_form=True) == me.der
 
 
-def test_without_it_the_server_refuses() -> None:
+def test_a_server_that_wants_a_client_certificate_refuses_without_one() -> None:
     _, peer = attempt(config(), server=asks_for_certificates)
     assert peer.error is not None
     assert bytes(peer.received) == b""
 
 
-def test_a_newer_least_version() -> None:
+def test_the_least_version_can_be_raised() -> None:
     def newer(context: ssl.SSLContext) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
 
@@ -98,7 +98,7 @@ def test_a_newer_least_version() -> None:
         attempt(config(prepare=newer), server=older)
 
 
-def test_a_verification_of_ones_own_comes_last_and_before_anything_is_sent() -> None:
+def test_verify_is_called_last_and_before_anything_is_sent() -> None:
     seen: list[tuple[str, tuple[bytes, ...]]] = []
 
     def verify(name: str, chain: tuple[bytes, ...]) -> None:
@@ -113,7 +113,7 @@ def test_a_verification_of_ones_own_comes_last_and_before_anything_is_sent() -> 
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_it_refuses_by_raising(pinned: bool) -> None:
+def test_verify_refuses_by_raising(pinned: bool) -> None:
     mine = CertificateError("not in our transparency log")
 
     def refuses(_name: str, _chain: object) -> None:
@@ -133,8 +133,8 @@ def test_it_refuses_by_raising(pinned: bool) -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_what_it_returns_is_no_refusal_that_goes_unnoticed() -> None:
-    """A function that says False, or is `async`, would accept all."""
+def test_a_result_of_verify_is_an_error() -> None:
+    """A function that returns False, or is `async`, would otherwise accept all certificates."""
 
     async def asynchronous(_name: str, _chain: object) -> None:
         pass
@@ -144,7 +144,7 @@ def test_what_it_returns_is_no_refusal_that_goes_unnoticed() -> None:
             attempt(config(verify=verify))
 
 
-# What they cannot take
+# Weaker settings
 
 
 def trusts_all(context: ssl.SSLContext) -> None:
@@ -183,30 +183,30 @@ def test_a_context_that_is_weakened_later_is_refused() -> None:
         attempt(hooked, ALONE)
 
 
-def test_for_another_name_a_chain_is_still_wanted() -> None:
+def test_with_another_name_the_chain_is_still_verified() -> None:
     for name in (NAME, "other.example.com"):
         with pytest.raises(ConfigError, match=r"verify_mode|check_hostname"):
             attempt(config(prepare=trusts_all), cert_name=name)
 
 
-def test_a_pin_holds_whatever_the_context_says() -> None:
-    """Also if what reads the certificate is the program's own."""
+def test_a_pin_holds_with_any_context() -> None:
+    """Also if the program replaces the class that reads the certificate."""
 
-    class Liar(ssl.SSLObject):
+    class FalseChain(ssl.SSLObject):
         def get_unverified_chain(self) -> list[bytes]:
             return [ALONE.der]
 
-    def lies(context: ssl.SSLContext) -> None:
+    def presents_false_chain(context: ssl.SSLContext) -> None:
         trusts_all(context)
-        context.sslobject_class = Liar
+        context.sslobject_class = FalseChain
 
-    attempt(config(prepare=lies), ALONE, cert_name=PIN)
+    attempt(config(prepare=presents_false_chain), ALONE, cert_name=PIN)
     with pytest.raises(PinMismatch):
-        attempt(config(prepare=lies), GOOD, cert_name=PIN)
+        attempt(config(prepare=presents_false_chain), GOOD, cert_name=PIN)
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_ciphers_without_a_certificate_are_no_way_around(pinned: bool) -> None:
+def test_ciphers_without_a_certificate_are_refused(pinned: bool) -> None:
     def anonymous(context: ssl.SSLContext) -> None:
         context.set_ciphers("ADH:AECDH:@SECLEVEL=0")
         context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -215,10 +215,10 @@ def test_ciphers_without_a_certificate_are_no_way_around(pinned: bool) -> None:
         attempt(config(prepare=anonymous), server=anonymous, cert_name=PIN if pinned else "")
 
 
-# How they are called
+# Calls
 
 
-def test_a_context_is_prepared_once_for_each_way_to_verify() -> None:
+def test_a_context_is_prepared_once_for_each_kind_of_verification() -> None:
     kept: list[ssl.SSLContext] = []
     hooked = config(prepare=kept.append)
     for _ in range(2):
@@ -229,7 +229,7 @@ def test_a_context_is_prepared_once_for_each_way_to_verify() -> None:
     assert found is kept[0]
 
 
-def test_what_it_raises_is_a_configuration_error(tmp_path: Path) -> None:
+def test_an_error_of_prepare_is_a_configuration_error(tmp_path: Path) -> None:
     missing = tmp_path / "none.pem"
     hooked = config(prepare=lambda context: context.load_cert_chain(missing))
     with pytest.raises(ConfigError, match=r"TLSConfig\.prepare raised FileNotFoundError: "):

@@ -48,7 +48,9 @@ async def through(
         ("", "Bearer of news", b"Proxy-Authorization: Bearer of news\r\n"),
     ],
 )
-async def test_the_request_to_the_byte(userinfo: str, authorization: str, line: bytes) -> None:
+async def test_the_request_is_exact_to_the_byte(
+    userinfo: str, authorization: str, line: bytes
+) -> None:
     proxy = FakeConnectProxy()
     async with serving(proxy) as port:
         settings = NetworkSettings(proxy_authorization=authorization)
@@ -70,7 +72,7 @@ async def test_an_ipv6_target_has_brackets() -> None:
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("tail", [b"", b"\x01 greeting", b"HTTP/1.1 200 OK\r\n\r\n" * 9])
-async def test_what_follows_the_answer_belongs_to_the_tunnel(tail: bytes, in_pieces: bool) -> None:
+async def test_bytes_after_the_answer_belong_to_the_tunnel(tail: bytes, in_pieces: bool) -> None:
     answer = b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.0 200\r\nVia: x\r\n\r\n" + tail
     async with serving(FakeConnectProxy(answer, in_pieces=in_pieces)) as port:
         link = await through(port)
@@ -79,7 +81,7 @@ async def test_what_follows_the_answer_belongs_to_the_tunnel(tail: bytes, in_pie
         link.abort()
 
 
-async def test_a_receiver_gets_what_follows_the_answer_first() -> None:
+async def test_a_receiver_first_gets_bytes_after_the_answer() -> None:
     class Receiver:
         def __init__(self) -> None:
             self.data = b""
@@ -114,7 +116,7 @@ async def test_a_receiver_gets_what_follows_the_answer_first() -> None:
         await receiver.lost.wait()
 
 
-async def test_what_was_read_is_not_brought_again() -> None:
+async def test_bytes_that_were_read_are_not_delivered_again() -> None:
     class Receiver:
         def __init__(self) -> None:
             self.data = asyncio.Queue[bytes]()
@@ -191,7 +193,7 @@ async def test_success_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [f"derphttp: CONNECT dial to {HOST}:8443: 200 Go"]
 
 
-async def test_a_proxy_that_resets_the_connection() -> None:
+async def test_a_proxy_that_resets_the_connection_is_a_proxy_error() -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
@@ -234,7 +236,7 @@ async def test_a_broken_link_is_no_response() -> None:
         *(f"a{c}b" for c in '/@"<>\\^`{|}#?'),
     ],
 )
-async def test_a_host_that_no_request_can_have(host: str) -> None:
+async def test_a_host_that_cannot_be_in_a_request_is_refused(host: str) -> None:
     """The proxy is not even dialled: it would refuse the connection, with another error."""
     with pytest.raises(DialError) as caught:
         await through(closed_port(), host=host)
@@ -254,7 +256,7 @@ async def test_a_host_that_no_request_can_have(host: str) -> None:
         ("a'b!$&()*+=~", "a'b!$&()*+=~:8443"),
     ],
 )
-async def test_any_host_that_go_asks_for_is_asked_for(host: str, target: str) -> None:
+async def test_any_host_that_go_requests_is_requested(host: str, target: str) -> None:
     proxy = FakeConnectProxy()
     async with serving(proxy) as port:
         link = await through(port, host=host)
@@ -263,7 +265,7 @@ async def test_any_host_that_go_asks_for_is_asked_for(host: str, target: str) ->
 
 
 @pytest.mark.parametrize("authorization", ["x\r\ny", "x\0"])
-async def test_an_authorization_that_no_request_can_have(authorization: str) -> None:
+async def test_an_authorization_that_cannot_be_in_a_request_is_refused(authorization: str) -> None:
     proxy = FakeConnectProxy()
     settings = NetworkSettings(proxy_authorization=authorization)
     async with serving(proxy) as port:
@@ -272,7 +274,7 @@ async def test_an_authorization_that_no_request_can_have(authorization: str) -> 
     assert not proxy.heads
 
 
-async def test_a_proxy_that_is_not_there() -> None:
+async def test_a_refused_connection_to_the_proxy_hides_the_password() -> None:
     port = closed_port()
     with pytest.raises(DialError) as caught:
         await through(port, userinfo="me:secret@")
@@ -290,7 +292,7 @@ def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, bytes]:
 
 
 @pytest.mark.parametrize("tail", [b"", b"greeting"])
-async def test_tls_to_the_proxy(
+async def test_the_proxy_can_be_reached_over_tls(
     certificate: tuple[ssl.SSLContext, bytes],
     monkeypatch: pytest.MonkeyPatch,
     tail: bytes,
@@ -312,7 +314,7 @@ async def test_tls_to_the_proxy(
     assert proxy.heads[0].startswith(b"CONNECT derp.example.com:443 HTTP/1.1\r\n")
 
 
-async def test_an_untrusted_certificate_of_the_proxy(
+async def test_an_untrusted_certificate_of_the_proxy_is_refused(
     certificate: tuple[ssl.SSLContext, bytes],
 ) -> None:
     sockets, proxy = Sockets(), FakeConnectProxy()
@@ -325,7 +327,7 @@ async def test_an_untrusted_certificate_of_the_proxy(
     assert not proxy.heads
 
 
-async def test_a_proxy_that_is_not_there_is_named() -> None:
+async def test_a_proxy_that_refuses_connections_is_named() -> None:
     port = closed_port()
     proxy = parse_proxy(f"http://me:secret@127.0.0.1:{port}")
     with pytest.raises(DialError) as caught:

@@ -26,7 +26,7 @@ CONNECT = (b"\x05\x01\x00" + NAME, b"\x05\x00\x00" + BOUND_V4)
 
 
 async def fails(proxy: FakeSocksProxy, *, host: str = HOST, userinfo: str = "") -> tuple[str, str]:
-    """The error, and what it calls the proxy."""
+    """The error's text, and its name of the proxy."""
     sockets = Sockets()
     async with serving(proxy) as port:
         url = parse_proxy(f"socks5://{userinfo}127.0.0.1:{port}")
@@ -66,7 +66,7 @@ async def test_the_proxy_resolves_the_name(
         ("2001:db8::1", b"\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x01"),
     ],
 )
-async def test_an_address_goes_as_one(host: str, address: bytes) -> None:
+async def test_an_address_is_sent_as_an_address(host: str, address: bytes) -> None:
     connect = (b"\x05\x01\x00" + address + b"\x01\xbb", CONNECT[1])
     proxy = FakeSocksProxy([HELLO, connect])
     async with serving(proxy) as port:
@@ -80,7 +80,7 @@ async def test_an_address_goes_as_one(host: str, address: bytes) -> None:
     "bound",
     [BOUND_V4, b"\x04" + bytes(18), b"\x03\x05proxy\x00\x50", b"\x03\x00\x00\x00"],
 )
-async def test_what_follows_the_answer_belongs_to_the_tunnel(bound: bytes) -> None:
+async def test_bytes_after_the_answer_belong_to_the_tunnel(bound: bytes) -> None:
     connect = (CONNECT[0], b"\x05\x00\x00" + bound + b"greeting")
     async with serving(FakeSocksProxy([HELLO, connect])) as port:
         url = parse_proxy(f"socks5://127.0.0.1:{port}")
@@ -134,13 +134,13 @@ async def test_a_wrong_password_is_not_repeated() -> None:
         ("user:pass@", ".".join(["x" * 60] * 5)),
     ],
 )
-async def test_what_cannot_be_encoded_in_socks5(userinfo: str, host: str) -> None:
+async def test_text_that_cannot_be_encoded_in_socks5_is_refused(userinfo: str, host: str) -> None:
     proxy = FakeSocksProxy([HELLO_USER, USER])
     text, name = await fails(proxy, userinfo=userinfo, host=host)
     assert text.startswith(f"{name} to {host}:443: cannot be encoded in SOCKS5: ")
 
 
-async def test_a_proxy_that_resets_the_connection() -> None:
+async def test_a_proxy_that_resets_the_connection_is_a_proxy_error() -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(3)
         at_once = struct.pack("ii", 1, 0)
@@ -156,7 +156,7 @@ async def test_a_proxy_that_resets_the_connection() -> None:
     await sockets.closed()
 
 
-async def test_a_proxy_that_is_gone_before_the_greeting() -> None:
+async def test_a_proxy_that_closes_before_the_greeting_is_a_proxy_error() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.close()
@@ -167,7 +167,7 @@ async def test_a_proxy_that_is_gone_before_the_greeting() -> None:
     await stream.close()
 
 
-async def test_a_proxy_that_is_not_there() -> None:
+async def test_a_proxy_that_refuses_connections_is_named() -> None:
     url = parse_proxy(f"socks5://user:pass@127.0.0.1:{closed_port()}")
     with pytest.raises(DialError) as caught:
         await connect_through_socks(url, HOST, 443, settings=NetworkSettings())

@@ -1,4 +1,4 @@
-"""What a certificate has to be, and how it is described."""
+"""What a certificate must fulfil, and how it is described."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ PIN = "0" * 64
         ("SHA256-RAW:0", False, Rule(server_name=HOST, other_name="SHA256-RAW:0")),
     ],
 )
-def test_rules(cert_name: str, insecure: bool, rule: Rule) -> None:
+def test_cert_name_and_insecure_make_the_rule(cert_name: str, insecure: bool, rule: Rule) -> None:
     assert make_rule(HOST, cert_name=cert_name, insecure=insecure) == rule
     assert rule.hostname == (rule.chain and not rule.other_name)
 
 
-def test_international_names() -> None:
+def test_international_names_are_encoded() -> None:
     rule = make_rule("bücher.example", cert_name="straße.example")
     assert (rule.server_name, rule.other_name) == ("xn--bcher-kva.example", "strasse.example")
     with pytest.raises(TLSError, match="cannot be a server's name"):
@@ -72,8 +72,10 @@ def test_international_names() -> None:
         (["localhost"], "localhost", True),
     ],
 )
-def test_names(names: list[str], wanted: str, fits: bool) -> None:
-    """Of the name that OpenSSL does not compare."""
+def test_cert_name_is_compared_with_the_alternative_names(
+    names: list[str], wanted: str, fits: bool
+) -> None:
+    """OpenSSL does not compare this name."""
     rule = Rule(server_name=HOST, other_name=wanted)
     chain = [certificate(*names, common_name=wanted).der]
     if fits:
@@ -83,7 +85,7 @@ def test_names(names: list[str], wanted: str, fits: bool) -> None:
         rule.check(chain, now=NOW)
 
 
-def test_the_edges_of_the_time_of_a_pinned_certificate() -> None:
+def test_a_pinned_certificate_is_valid_to_the_edges_of_its_time() -> None:
     der = certificate(HOST, since=-1, until=1).der
     rule = Rule(server_name=HOST, chain=False, pin=hashlib.sha256(der).hexdigest())
     read = x509.load_der_x509_certificate(der)
@@ -97,8 +99,8 @@ def test_the_edges_of_the_time_of_a_pinned_certificate() -> None:
         rule.check([der], now=start - second)
 
 
-def test_the_order_of_checks_of_a_pin() -> None:
-    """What is wrong first is what is said."""
+def test_checks_of_a_pin_have_an_order() -> None:
+    """The error is that of the first failed check."""
     late = certificate("x.org", until=-1, since=-2)
     pin = hashlib.sha256(late.der).hexdigest()
     named = Rule(server_name=HOST, chain=False, pin=pin)
@@ -113,14 +115,14 @@ def test_the_order_of_checks_of_a_pin() -> None:
         address.check([META], now=NOW)
 
 
-def test_a_pinned_certificate_that_cannot_be_read() -> None:
+def test_a_pinned_certificate_that_cannot_be_read_is_refused() -> None:
     junk = b"junk"
     rule = Rule(server_name=HOST, chain=False, pin=hashlib.sha256(junk).hexdigest())
     with pytest.raises(CertificateError, match="cannot be read"):
         rule.check([junk], now=NOW)
 
 
-def test_descriptions() -> None:
+def test_a_description_has_names_and_issuer() -> None:
     leaf = certificate("a.org", "10.0.0.1", "*.b.org", issuer=ROOT)
     assert describe(leaf.der) == "it is for a.org, *.b.org, 10.0.0.1, issued by CN=A root for tests"
     many = certificate(*(f"{number}.org" for number in range(9)), common_name="me")
@@ -136,7 +138,7 @@ def test_text_of_a_certificate_stays_on_its_line() -> None:
     assert len(describe(certificate("x" * 300 + ".org", common_name="y").der)) < 200
 
 
-def test_a_self_signed_certificate() -> None:
+def test_a_self_signed_certificate_is_recognised() -> None:
     assert self_signed_issuer(ROOT.der) == "CN=A root for tests"
     assert self_signed_issuer(certificate(HOST, issuer=ROOT).der) is None
     assert self_signed_issuer(b"junk") is None

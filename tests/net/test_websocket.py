@@ -26,7 +26,7 @@ from pyderp.wire.websocket_client import WebSocketClient
 
 @dataclass
 class FakeLink(Link):
-    """The link below: what is written is kept, what comes is said by the test."""
+    """The link below: it keeps what is written and delivers what the test feeds."""
 
     incoming: asyncio.Queue[bytes | Exception] = field(default_factory=asyncio.Queue)
     written: bytearray = field(default_factory=bytearray)
@@ -84,8 +84,8 @@ class FakeLink(Link):
 
 
 @dataclass
-class Heard:
-    """A receiver that writes down what it is told."""
+class RecordingReceiver:
+    """A receiver that records its calls."""
 
     told: list[bytes | Exception | str | None] = field(default_factory=list)
 
@@ -144,8 +144,8 @@ class Relay:
         self.link.incoming.put_nowait(answer)
         return await opening
 
-    async def started(self) -> tuple[WebSocketLink, Heard, Receiver]:
-        link, heard = await self.opened(), Heard()
+    async def started(self) -> tuple[WebSocketLink, RecordingReceiver, Receiver]:
+        link, heard = await self.opened(), RecordingReceiver()
         link.start(heard)
         assert self.link.receiver is not None
         return link, heard, self.link.receiver
@@ -163,7 +163,7 @@ async def login(link: Link, private: NodePrivate) -> ClientSession:
 
 
 class Collector:
-    """Reads messages out of what a link delivers, until there are as many as wanted."""
+    """Reads messages out of the delivered bytes, until there are as many as wanted."""
 
     def __init__(self, session: ClientSession, count: int) -> None:
         self.session = session
@@ -192,7 +192,7 @@ async def dial(relay: pyderp.Relay) -> Link:
 
 
 async def test_packets_through_a_relay() -> None:
-    """As large as may be, to ourselves and back."""
+    """As large as allowed, to the client itself."""
     private = NodePrivate.generate()
     packets = [b"x", b"", bytes(range(256)) * 256, b"last"]
     async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
@@ -215,23 +215,23 @@ async def test_packets_through_a_relay() -> None:
         assert await collector.lost is None
 
 
-async def test_relay_that_hangs_up_ends_the_stream() -> None:
+async def test_a_relay_that_closes_ends_the_stream() -> None:
     async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
         link = await open_websocket(
             await dial(relay), WebSocketClient("relay.test", "/derp", user_agent="x")
         )
         assert (await link.read())[:1] == b"\x01"
-        link.write(b"\x02\xff\xff\xff\xff")  # a ClientInfo that no relay reads
+        link.write(b"\x02\xff\xff\xff\xff")  # a ClientInfo that no relay accepts
         assert await link.read() == b""
         link.abort()
 
 
-async def test_path_that_is_no_relay_is_refused() -> None:
+async def test_a_path_without_a_relay_is_refused() -> None:
     async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
         link = await dial(relay)
         with pytest.raises(BadUpgrade, match="404"):
             await open_websocket(link, WebSocketClient("h", "/other", user_agent="x"))
-        # Aborted: nothing comes any more.
+        # Aborted: nothing is delivered any more.
         assert await link.read() == b""
 
 
@@ -264,7 +264,7 @@ async def test_cancelled_handshake_aborts_the_link() -> None:
 # While one task reads
 
 
-async def test_ping_behind_the_answer_is_answered() -> None:
+async def test_a_ping_after_the_answer_is_answered() -> None:
     relay = Relay.new()
     opening = asyncio.ensure_future(
         open_websocket(relay.link, WebSocketClient("h", "/derp", user_agent="x"))
@@ -277,7 +277,7 @@ async def test_ping_behind_the_answer_is_answered() -> None:
     assert relay.heard() == [Frame(Opcode.PONG, b"?")]
 
 
-async def test_what_came_with_the_answer_is_read_first() -> None:
+async def test_bytes_that_came_with_the_answer_are_read_first() -> None:
     relay = Relay.new()
     link = await relay.opened(b"ab", b"cd")
     assert await link.read() == b"abcd"
@@ -338,10 +338,10 @@ async def test_payloads_of_one_call_are_delivered_at_once() -> None:
     assert relay.heard() == [Frame(Opcode.BINARY, b"to the relay")]
 
 
-async def test_what_was_not_read_is_delivered_first() -> None:
+async def test_unread_bytes_are_delivered_first() -> None:
     relay = Relay.new()
     link = await relay.opened(b"early")
-    heard = Heard()
+    heard = RecordingReceiver()
     link.start(heard)
     assert heard.told == [b"early"]
     assert relay.link.receiver is link
@@ -353,7 +353,7 @@ async def test_end_that_came_before_the_start_is_delivered() -> None:
     await link.read()
     relay.link.incoming.put_nowait(relay.message(b"x") + relay.close(1008))
     await link.read()
-    heard = Heard()
+    heard = RecordingReceiver()
     link.start(heard)
     [error] = heard.told
     assert isinstance(error, RemoteProtocolError)
@@ -398,7 +398,7 @@ async def test_connection_that_ends_without_a_close_is_an_error() -> None:
             assert error is cause
 
 
-async def test_abort_of_our_own_is_no_error() -> None:
+async def test_an_abort_of_the_client_is_no_error() -> None:
     relay = Relay.new()
     link, heard, below = await relay.started()
     link.abort()
@@ -408,7 +408,7 @@ async def test_abort_of_our_own_is_no_error() -> None:
     assert heard.told == [None]
 
 
-async def test_close_says_goodbye_and_cuts_nothing_off() -> None:
+async def test_close_sends_a_close_frame_after_all_bytes() -> None:
     relay = Relay.new()
     link, heard, below = await relay.started()
     link.write(b"last words")
@@ -423,7 +423,7 @@ async def test_close_says_goodbye_and_cuts_nothing_off() -> None:
     assert heard.told == [None]
 
 
-async def test_close_after_the_end_says_nothing() -> None:
+async def test_close_after_the_end_sends_nothing() -> None:
     relay = Relay.new()
     link, _, below = await relay.started()
     below.data_received(relay.close(1000))

@@ -1,4 +1,4 @@
-"""The body of a refusal is waited for, but not for long."""
+"""The client waits for the body of a refusal, within a limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\n"
 
 
 class Trickle(FakeLink):
-    """A peer that has something to say, a byte at a time."""
+    """A peer that sends its bytes one at a time."""
 
     async def read(self) -> bytes:
         await asyncio.sleep(0.005)
@@ -31,8 +31,8 @@ def refused(data: bytes = HEAD) -> UpgradeReply:
     return reply
 
 
-async def told(link: FakeLink, reply: UpgradeReply) -> UpgradeRejected:
-    """What is raised."""
+async def error_of(link: FakeLink, reply: UpgradeReply) -> UpgradeRejected:
+    """The error that is raised."""
     async with asyncio.timeout(10):
         with pytest.raises(UpgradeRejected) as caught:
             await read_refusal(link, reply.receive_data, reply.refusal)
@@ -55,21 +55,23 @@ async def test_the_part_of_the_body_that_came_is_reported(
     link = FakeLink()
     for chunk in incoming:
         link.incoming.put_nowait(chunk)
-    error = await told(link, refused())
+    error = await error_of(link, refused())
     assert (error.status, error.body) == (403, body)
 
 
 @pytest.mark.parametrize("link", [FakeLink, Trickle])
-async def test_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]) -> None:
-    """Nothing comes, or a byte at a time."""
+async def test_a_slow_body_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]
+) -> None:
+    """No byte comes, or one at a time."""
     monkeypatch.setattr(websocket, "BODY_WAIT", 0.05)
 
-    error = await told(link(), refused(HEAD.replace(b"100", b"4000")))
+    error = await error_of(link(), refused(HEAD.replace(b"100", b"4000")))
     assert error.status == 403
     assert set(error.body) <= {"."}
 
 
-async def test_callers_own_time_limit_stays_one() -> None:
+async def test_a_time_limit_of_the_caller_raises_timeouterror() -> None:
     reply = refused()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):

@@ -40,7 +40,7 @@ class TlsPeer:
         return self.refusal
 
     def answer(self, data: bytes) -> bytes:
-        """Take bytes of the client; give what goes back."""
+        """Take bytes of the client; return the bytes to send back."""
         self.incoming.write(data)
         try:
             if not self.established:
@@ -68,7 +68,7 @@ class TlsPeer:
 
 
 class MemoryLink(Link):
-    """A link whose other side is a function; when that has said all, the stream ends."""
+    """A link whose other side is a function; when that returns nothing, the stream ends."""
 
     def __init__(self, answer: Callable[[bytes], bytes]) -> None:
         self.answer = answer
@@ -96,7 +96,7 @@ class MemoryLink(Link):
             receiver.data_received(data)
 
     def feed(self, data: bytes) -> None:
-        """Bytes arrive."""
+        """Deliver bytes."""
         if self.receiver is None:
             self.unread += data
         else:
@@ -150,7 +150,7 @@ class Sink:
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run what never has to wait."""
+    """Run a coroutine that never has to wait."""
     try:
         coroutine.send(None)
     except StopIteration as e:

@@ -1,4 +1,4 @@
-"""What tests of the ways out share: scripted names, servers, and an eye on every socket."""
+"""What tests of dials share: scripted names, servers, and a watch on every socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Answer: TypeAlias = "Sequence[str] | Exception | None"
 
 @dataclass
 class Names:
-    """A resolver that knows what it is told, and what it was asked."""
+    """A resolver with fixed answers, and the names it was asked for."""
 
     answers: Mapping[str, Answer | Mapping[int, Answer]]
     """Addresses, an error, or `None`: never answers; or these by family."""
@@ -49,7 +49,7 @@ class Names:
 
 @dataclass
 class Sockets:
-    """Sees each socket before it connects."""
+    """Records each socket before it connects."""
 
     all: list[socket.socket] = field(default_factory=list)
 
@@ -57,15 +57,15 @@ class Sockets:
         return replace(settings or NetworkSettings(), before_connect=self.all.append)
 
     async def closed(self) -> None:
-        """Wait until all are closed; transports take a turn or two of the loop."""
+        """Wait until all are closed; transports need a turn or two of the loop."""
         async with asyncio.timeout(BOUND):
-            while any(sock.fileno() != -1 for sock in self.all):  # noqa: ASYNC110 (nobody tells)
+            while any(sock.fileno() != -1 for sock in self.all):  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
 async def serving(handler: Handler, host: str = "127.0.0.1", **options: Any) -> AsyncIterator[int]:
-    """A server, by its port; its connections end with the block at the latest."""
+    """A server; yields its port. Its connections end with the block at the latest."""
     connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,7 +104,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 def closed_port(host: str = "127.0.0.1") -> int:
-    """A port that refuses connections: bound by nobody, a moment ago."""
+    """A port that refuses connections: it was bound a moment ago, and no longer is."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:
         sock.bind((host, 0))
@@ -123,7 +123,7 @@ async def read_exactly(link: Link, size: int) -> bytes:
 
 
 async def carries(link: Link) -> None:
-    """A server that sends everything back is at the other end."""
+    """Check that a server that sends everything back is at the other end."""
     link.write(b"there and back")
     assert await read_exactly(link, 14) == b"there and back"
 
@@ -133,7 +133,7 @@ async def cancelled_everywhere(
 ) -> int:
     """Cancel `dial` after 0, 1, 2, … turns of the loop, until it is faster than that.
 
-    Each time no task of ours and no socket may be left. Gives the number of turns it took.
+    Each time no task of pyderp and no socket may be left. Returns how many turns it took.
     """
     for turns in itertools.count():
         task = asyncio.create_task(dial())
@@ -152,7 +152,7 @@ async def cancelled_everywhere(
 
 
 def fixed(*addresses: str) -> Resolver:
-    """A resolver that gives the same addresses for every name, of the family asked for."""
+    """A resolver with the same addresses for every name, of the family asked for."""
 
     async def resolve(host: str, family: socket.AddressFamily) -> list[IPAddress]:
         version = {socket.AF_INET: 4, socket.AF_INET6: 6}.get(family)
