@@ -20,7 +20,7 @@ PAGE = check_docs.ROOT / "docs" / "howto" / "websocket-as-stream.md"
 
 @contextlib.asynccontextmanager
 async def bridged(folder: Path, url: str) -> AsyncIterator[ClientConnection]:
-    """A connection to the guide's application, which uvicorn serves in a process of its own."""
+    """A connection to the guide's application, which uvicorn serves in its own process."""
     (folder / "bridge.py").write_text(PROGRAM)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "uvicorn", "bridge:app", "--port", "0", "--ws", "websockets-sansio",

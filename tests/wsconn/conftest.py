@@ -1,4 +1,4 @@
-"""What the tests of streams share."""
+"""Fixtures of all tests of streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .peers import Role
 
 @pytest.fixture(params=["client", "server"])
 def role(request: pytest.FixtureRequest) -> Role:
-    """What the stream under test is."""
+    """Which side the stream under test is."""
     return "client" if request.param == "client" else "server"
 
 

@@ -1,4 +1,4 @@
-"""The other side of a stream: a websocket that says and answers only what a test tells it to."""
+"""The other side of a stream: a websocket that sends and answers only as a test says."""
 
 from __future__ import annotations
 
@@ -84,21 +84,21 @@ class Peer:
         return frame.opcode, bytes(frame.data)
 
     async def closing(self) -> Close:
-        """The close frame that comes next."""
+        """The next frame, which must be a close frame."""
         opcode, data = await self.message()
         assert opcode is Opcode.CLOSE
         return Close.parse(data)
 
     async def some(self) -> None:
-        """Wait until something comes, and forget it."""
+        """Wait until bytes come, and discard them."""
         await self._reader.read(1 << 16)
 
     async def left(self) -> bytes:
-        """All that comes until TCP ends; frames that were parsed are not among it."""
+        """All bytes until TCP ends, without frames that were parsed already."""
         return await drained(self._reader)
 
     async def answer_close(self) -> Close:
-        """Skip to the close frame, answer it with the same, and hang up."""
+        """Skip to the close frame, answer it with the same, and close TCP."""
         while (frame := await self.frame()).opcode is not Opcode.CLOSE:
             pass
         close = Close.parse(frame.data)

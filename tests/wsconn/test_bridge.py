@@ -25,7 +25,7 @@ Handler = Callable[[WebSocketStream], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def upstream(handle: Handler) -> AsyncIterator[str]:
-    """What the bridge leads to; the handler has the stream's other end."""
+    """The server that the bridge connects to; the handler has the stream's other end."""
 
     async def accept(websocket: ServerConnection) -> None:
         async with net_conn(websocket) as stream:
@@ -42,7 +42,7 @@ async def echo(stream: WebSocketStream) -> None:
 
 
 async def test_bytes_go_both_ways(tmp_path: Path) -> None:
-    """A megabyte, at the same time, in pieces of any size."""
+    """A megabyte each way, at the same time, in pieces of any size."""
     async with asyncio.timeout(BOUND), upstream(echo) as url, bridged(tmp_path, url) as there:
 
         async def write() -> None:
@@ -116,8 +116,8 @@ async def close_code(websocket: ClientConnection) -> int:
     return caught.value.rcvd.code
 
 
-async def test_a_text_message_is_refused_as_such(tmp_path: Path) -> None:
-    """And the program does not end in a traceback, which `bridged` looks for."""
+async def test_a_text_message_is_refused_with_its_close_code(tmp_path: Path) -> None:
+    """And the program prints no traceback, which `bridged` looks for."""
     async with (
         asyncio.timeout(BOUND),
         upstream(echo) as url,
@@ -127,8 +127,8 @@ async def test_a_text_message_is_refused_as_such(tmp_path: Path) -> None:
         assert await close_code(there) == 1003
 
 
-async def test_an_upstream_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_missing_upstream_closes_with_1013(tmp_path: Path) -> None:
     async with upstream(echo) as url:
-        pass  # which is closed then
+        pass  # closed then
     async with asyncio.timeout(BOUND), bridged(tmp_path, url) as there:
         assert await close_code(there) == 1013

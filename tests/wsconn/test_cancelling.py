@@ -1,4 +1,4 @@
-"""Cancelling reads, whenever it happens, loses no byte."""
+"""Cancelled reads lose no byte, at any moment."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def feed(peer: Peer, wire: bytes, chunks: Sequence[tuple[int, int]]) -> No
 
 
 async def cancelled_after(reading: WebSocketStream, n: int, exact: bool, patience: int) -> bytes:
-    """Read, but cancel that after so many turns; what was read, or nothing."""
+    """Read, but cancel that after so many turns; returns the bytes read, or none."""
     task = asyncio.create_task(reading.readexactly(n) if exact else reading.read(n))
     for _ in range(patience):
         if not task.done():
@@ -92,7 +92,7 @@ def test_no_byte_is_lost(
 
 
 async def test_cancelling_while_fragments_arrive_one_byte_at_a_time(role: Role) -> None:
-    """The worst case, and not by chance: a cancelled read in each turn of the loop."""
+    """The worst case: a cancelled read in each turn of the loop."""
     async with stream(role) as (reading, peer):
         content, wire = pack(peer, [[1, 0, 2, 3]] * 20)
         feeding = asyncio.create_task(feed(peer, wire, [(1, 1)] * len(wire)))

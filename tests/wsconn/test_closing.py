@@ -1,4 +1,4 @@
-"""How a stream ends when it is closed on this side."""
+"""How a stream ends when this side closes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_async_with_block_closes(role: Role) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_silent_peer_is_an_error_and_is_hung_up_on(role: Role) -> None:
+async def test_a_silent_peer_is_an_error_and_tcp_is_closed(role: Role) -> None:
     async with stream(role) as (closing, peer):
         with pytest.raises(TimeoutError, match="did not answer"):
             await closing.aclose()
@@ -48,7 +48,7 @@ async def test_a_silent_peer_is_an_error_and_is_hung_up_on(role: Role) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_peer_that_answers_but_does_not_hang_up_is_no_error() -> None:
+async def test_a_peer_that_answers_but_does_not_close_tcp_is_no_error() -> None:
     async with stream("client") as (closing, peer):
         task = asyncio.create_task(closing.aclose())
         assert (await peer.closing()).code == 1000
@@ -69,7 +69,7 @@ async def test_a_peer_that_reads_nothing_cannot_hold_up_closing(role: Role) -> N
             await write
 
 
-async def test_data_in_front_of_the_answer_is_discarded(role: Role) -> None:
+async def test_data_before_the_answer_is_discarded(role: Role) -> None:
     async with stream(role, max_queue=1) as (closing, peer):
         for _ in range(500):
             peer.binary(b"x" * 2000)
@@ -80,7 +80,7 @@ async def test_data_in_front_of_the_answer_is_discarded(role: Role) -> None:
             await closing.read(10)
 
 
-async def test_a_wrong_type_in_front_of_the_answer_is_discarded(role: Role) -> None:
+async def test_a_wrong_type_before_the_answer_is_discarded(role: Role) -> None:
     async with stream(role) as (closing, peer):
         peer.text(b"text")
         task = asyncio.create_task(closing.aclose())
@@ -137,7 +137,7 @@ async def test_a_blocked_read_ends_when_the_peer_answers(role: Role) -> None:
         peer.close(1000)
         peer.hang_up()
         await task
-        # The second had not had its turn when the stream was closed.
+        # The second had not run when the stream was closed.
         assert await asyncio.gather(*reads) == [b"", b""]
 
 
@@ -208,7 +208,7 @@ async def test_a_websocket_with_another_reader_is_noticed() -> None:
 async def test_reads_after_a_close_fail_whether_or_not_a_read_waited(
     role: Role, waiting: bool
 ) -> None:
-    """One behaviour: a read that waits for the close gets the end, all later ones an error."""
+    """A read that waits for the close gets the end, all later ones an error."""
     async with stream(role) as (closing, peer):
         read = None
         if waiting:
@@ -225,6 +225,6 @@ async def test_reads_after_a_close_fail_whether_or_not_a_read_waited(
 
 
 @pytest.mark.parametrize("other", [object(), "ws://relay.test", None], ids=["object", "text", "no"])
-def test_what_is_no_websocket_is_refused_by_name(other: Any) -> None:
+def test_an_object_that_is_no_websocket_is_refused_by_name(other: Any) -> None:
     with pytest.raises(TypeError, match=r"want a connection of websockets\.asyncio"):
         net_conn(other)

@@ -35,7 +35,7 @@ class Direction:
         {"read": of.set_read_deadline, "write": of.set_write_deadline}[self.name](when)
 
     async def works(self, of: WebSocketStream, peer: Peer) -> None:
-        """Bytes pass."""
+        """Check that bytes pass."""
         if self.name == "read":
             peer.binary(b"here")
             assert await of.readexactly(4) == b"here"
@@ -44,7 +44,7 @@ class Direction:
             assert (await peer.message())[1] == b"there"
 
     async def operation(self, of: WebSocketStream) -> None:
-        """An operation that is only over when the stream is."""
+        """An operation that ends only with the stream."""
         if self.name == "read":
             await of.read(10)
         else:
@@ -65,7 +65,7 @@ def direction(request: pytest.FixtureRequest) -> Direction:
 
 
 async def passes(seconds: float) -> None:
-    """The clock, and not the number of turns, is what a deadline is about."""
+    """Wait by the clock, as a deadline is a time and not a number of turns."""
     await asyncio.sleep(seconds)
 
 
@@ -99,7 +99,7 @@ async def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
     role: Role, direction: Direction
 ) -> None:
     async with stream(role) as (made, peer):
-        # Begun before the deadline is set, or on a busy machine it may pass before.
+        # Started before the deadline is set, as it may pass before on a busy machine.
         operation = asyncio.create_task(direction.times_out(made))
         await asyncio.sleep(0)
         direction.set(made, SOON)
@@ -109,7 +109,7 @@ async def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
         for again in (None, 60.0):
             direction.set(made, again)
             await direction.is_closed(made)
-        # No close frame. What was half written is a frame, but not a whole one.
+        # No close frame. What was half written is an incomplete frame.
         if direction.name == "read":
             assert await peer.left() == b""
         else:
@@ -166,7 +166,7 @@ async def test_set_deadline_sets_both(role: Role) -> None:
         await Direction("write").works(made, peer)
 
 
-async def test_what_has_come_is_not_read_after_the_deadline(role: Role) -> None:
+async def test_bytes_that_came_are_not_read_after_the_deadline(role: Role) -> None:
     async with stream(role) as (made, peer):
         peer.binary(b"abc")
         assert await made.read(1) == b"a"
@@ -179,7 +179,7 @@ async def test_what_has_come_is_not_read_after_the_deadline(role: Role) -> None:
         assert await made.read(10) == b"bc"
 
 
-async def test_a_deadline_comes_before_the_end(role: Role) -> None:
+async def test_a_deadline_goes_before_the_end(role: Role) -> None:
     async with stream(role) as (made, peer):
         peer.close(1000)
         peer.hang_up()
@@ -200,8 +200,8 @@ async def test_a_queued_read_times_out_with_the_one_before_it(role: Role) -> Non
                 await read
 
 
-async def test_no_operation_is_missed_by_a_deadline(role: Role) -> None:
-    """Set in the same turn as an operation starts, in either order."""
+async def test_a_deadline_ends_an_operation_that_starts_in_its_turn(role: Role) -> None:
+    """In either order."""
     async with stream(role) as (made, peer):
         for _ in range(200):
             made.set_read_deadline(asyncio.get_running_loop().time())
@@ -223,8 +223,8 @@ async def test_a_deadline_that_is_far_away_leaves_no_timer(
         await direction.works(made, peer)
 
 
-async def test_time_that_was_up_too_early_stays_up() -> None:
-    """As with timers of uvloop, which round to milliseconds."""
+async def test_a_deadline_whose_timer_fired_early_stays_passed() -> None:
+    """uvloop's timers round to milliseconds."""
     cut: list[str] = []
     deadline = Deadline("read", lambda: cut.append)
     deadline.set(asyncio.get_running_loop().time() + 60)
@@ -250,7 +250,7 @@ async def test_a_deadline_drops_the_refusal_of_a_wrong_type(role: Role) -> None:
         assert await peer.left() == b""
 
 
-async def test_cancelling_beats_the_deadline(role: Role) -> None:
+async def test_cancelling_goes_before_the_deadline(role: Role) -> None:
     async with stream(role) as (made, peer):
         read = asyncio.create_task(made.read(1))
         await until_it_waits(read)

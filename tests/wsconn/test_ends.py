@@ -1,4 +1,4 @@
-"""How a stream ends when it is the peer, or the network, that ends it."""
+"""How a stream ends when the peer, or the network, ends it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .peers import Role, stream
 async def fails(
     reading: WebSocketStream, kind: type[DerpError], text: str | None = None
 ) -> DerpError:
-    """Reads raise `kind` now and ever after, and writes fail as well."""
+    """Each read raises `kind`, and writes fail as well."""
     with pytest.raises(kind, match=text) as caught:
         await reading.read(10)
     assert type(caught.value) is kind
@@ -31,7 +31,7 @@ async def fails(
 
 
 @pytest.mark.parametrize("code", [1000, 1001])
-async def test_1000_and_1001_are_the_end_for_ever(role: Role, code: int) -> None:
+async def test_1000_and_1001_are_the_end(role: Role, code: int) -> None:
     async with stream(role) as (reading, peer):
         peer.binary(b"abc")
         peer.close(code, "bye")
@@ -127,7 +127,7 @@ async def test_read_to_the_end_keeps_what_came_before_an_error() -> None:
         await fails(reading, ConnectionClosed, "1011")
 
 
-# Nonsense
+# Protocol errors
 
 
 async def test_a_message_above_max_size_closes_with_1009(role: Role) -> None:
@@ -161,8 +161,8 @@ async def test_text_that_is_not_utf_8_closes_with_1007(role: Role) -> None:
         await failing
 
 
-async def test_a_large_write_that_the_peer_refuses(role: Role) -> None:
-    """The error has the peer's code, and to close what has ended is harmless."""
+async def test_a_large_write_that_the_peer_refuses_is_an_error(role: Role) -> None:
+    """The error has the peer's code; closing the ended stream does nothing."""
     async with stream(role) as (writing, peer):
         write = asyncio.create_task(writing.write(bytes(20 << 20)))
         await peer.some()
@@ -182,7 +182,7 @@ async def test_a_large_write_that_the_peer_refuses(role: Role) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_write_after_the_peer_closed_does_not_wait_for_it_to_hang_up() -> None:
+async def test_a_write_after_the_peer_closed_does_not_wait_for_the_end_of_tcp() -> None:
     async with stream() as (writing, peer):
         peer.close(1011, "busy")
         assert (await peer.closing()).code == 1011

@@ -1,4 +1,4 @@
-"""A websocket where anyio expects a byte stream."""
+"""A websocket as a byte stream of anyio."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_cancelled_scope_stops_receive_before_it_takes_anything() -> Non
         assert await made.receive() == b"bc"
 
 
-async def test_what_broke_is_a_broken_resource(role: Role) -> None:
+async def test_a_broken_stream_is_a_broken_resource(role: Role) -> None:
     async with anyio_stream(role) as (made, peer):
         peer.close(1011, "oh")
         peer.hang_up()
@@ -97,7 +97,7 @@ async def test_a_wrong_type_is_a_broken_resource() -> None:
         await answering
 
 
-async def test_what_was_closed_is_a_closed_resource(role: Role) -> None:
+async def test_a_closed_stream_is_a_closed_resource(role: Role) -> None:
     async with anyio_stream(role) as (made, peer):
         answering = asyncio.create_task(peer.answer_close())
         async with made:
@@ -128,7 +128,7 @@ async def test_concurrent_sends_are_busy() -> None:
         await first
 
 
-async def test_wrong_arguments() -> None:
+async def test_wrong_arguments_are_refused() -> None:
     async with anyio_stream() as (made, _):
         with pytest.raises(ValueError, match="max_bytes"):
             await made.receive(0)

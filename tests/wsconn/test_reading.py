@@ -14,14 +14,14 @@ from .peers import Peer, Role, stream
 
 
 async def until_it_waits(task: asyncio.Task[bytes]) -> None:
-    """Let a task run until it can get no further by itself."""
+    """Let a task run until it waits."""
     for _ in range(5):
         await asyncio.sleep(0)
     assert not task.done()
 
 
 async def takes(reading: WebSocketStream, n: int, expected: list[bytes]) -> None:
-    """Reads of `n` bytes give what is expected."""
+    """Check that reads of `n` bytes return what is expected."""
     for data in expected:
         assert await reading.read(n) == data
 
@@ -63,7 +63,7 @@ async def test_text_is_read_as_its_bytes(role: Role) -> None:
         whole = "aé𝄞".encode()
         peer.text(whole)
         assert await reading.readexactly(len(whole)) == whole
-        # A fragment may end inside of a character.
+        # A fragment may end inside a character.
         peer.text(whole[:2], fin=False)
         peer.more(whole[2:4], fin=False)
         peer.more(whole[4:])
@@ -82,7 +82,7 @@ async def test_read_without_a_size_reads_to_the_end(role: Role) -> None:
         assert await reading.read() == b""
 
 
-async def test_at_eof_waits_for_what_is_unread(role: Role) -> None:
+async def test_at_eof_waits_for_unread_bytes(role: Role) -> None:
     async with stream(role) as (reading, peer):
         peer.binary(b"abc")
         peer.close(1000)
@@ -95,7 +95,7 @@ async def test_at_eof_waits_for_what_is_unread(role: Role) -> None:
             await reading.readexactly(1)
 
 
-async def test_read_of_nothing_waits_for_nothing() -> None:
+async def test_a_read_of_0_bytes_does_not_wait() -> None:
     async with stream() as (reading, peer):
         assert await reading.read(0) == b""
         assert await reading.readexactly(0) == b""
@@ -113,7 +113,7 @@ async def test_readexactly_joins_messages_and_leaves_the_rest(role: Role) -> Non
         await takes(reading, 10, [b"fg", b"hi"])
 
 
-async def test_readexactly_that_is_cancelled_keeps_what_it_had() -> None:
+async def test_a_cancelled_readexactly_keeps_its_bytes() -> None:
     async with stream() as (reading, peer):
         peer.binary(b"ab")
         assert await reading.read(1) == b"a"
@@ -150,7 +150,7 @@ async def test_a_queued_read_takes_nothing_from_the_one_before_it() -> None:
         assert await second == b"e"
 
 
-async def test_receive_is_read() -> None:
+async def test_receive_returns_what_read_returns() -> None:
     async with stream() as (reading, peer):
         peer.binary(b"abc")
         peer.close(1001)
@@ -164,7 +164,7 @@ async def test_receive_is_read() -> None:
 
 
 async def refuses(reading: WebSocketStream, peer: Peer, reason: str) -> None:
-    """The next read closes with 1003 and raises, and all after it fail."""
+    """The next read closes with 1003 and raises, and all later reads fail."""
     answered = asyncio.create_task(peer.answer_close())
     with pytest.raises(RemoteProtocolError) as caught:
         await reading.read(10)

@@ -1,4 +1,4 @@
-"""The end of a scope is the end of its streams."""
+"""The end of a scope ends its streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .test_reading import until_it_waits
 
 
 async def is_over(made: WebSocketStream) -> None:
-    """Nothing works any more."""
+    """Check that each operation fails."""
     for _ in range(2):
         with pytest.raises(ConnectionClosed, match="scope"):
             await made.read(1)
@@ -85,7 +85,7 @@ async def test_a_scope_that_has_ended_takes_no_new_stream(role: Role) -> None:
         assert await peer.left() == b""
 
 
-async def test_an_end_that_was_read_stays_the_end() -> None:
+async def test_after_a_read_end_the_end_of_the_scope_changes_nothing() -> None:
     scope = Scope()
     async with stream(scope=scope) as (made, peer):
         peer.close(1000)
@@ -95,7 +95,7 @@ async def test_an_end_that_was_read_stays_the_end() -> None:
         assert await made.read(1) == b""
 
 
-async def test_a_scope_does_not_keep_what_is_over() -> None:
+async def test_a_scope_does_not_keep_streams_that_ended() -> None:
     scope = Scope()
     async with stream(scope=scope) as (made, peer):
         gone = weakref.ref(made._websocket)

@@ -1,4 +1,4 @@
-"""Bytes become messages; and what a stream says of itself."""
+"""Bytes become messages; attributes of a stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_a_write_of_text_is_a_text_message(role: Role) -> None:
         assert await peer.message() == (Opcode.TEXT, b"")
 
 
-async def test_what_is_no_text_is_refused_and_nothing_is_sent(role: Role) -> None:
+async def test_an_object_that_is_no_text_is_refused_and_nothing_is_sent(role: Role) -> None:
     async with stream(role, binary=False, max_message=4) as (writing, peer):
         with pytest.raises(UnicodeDecodeError):
             await writing.write("aaaaaaaé".encode()[:-1])
@@ -101,7 +101,7 @@ async def test_concurrent_writes_are_an_error(role: Role) -> None:
         assert (await peer.message())[1] == b"third"
 
 
-async def test_a_cancelled_write_is_sent_all_the_same(role: Role) -> None:
+async def test_a_cancelled_write_is_still_sent(role: Role) -> None:
     async with stream(role) as (writing, peer):
         size = 16 << 20
         task = asyncio.create_task(writing.write(bytes(size)))
@@ -124,7 +124,7 @@ async def test_a_write_that_was_blocked_when_tcp_broke_fails(role: Role) -> None
             await task
 
 
-async def test_addresses(role: Role) -> None:
+async def test_the_network_and_addresses_of_a_stream(role: Role) -> None:
     async with stream(role) as (unknown, _):
         assert unknown.network == "websocket"
         assert unknown.remote_address == "websocket/unknown-addr"
