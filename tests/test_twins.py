@@ -277,7 +277,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "property/test_wire_properties.py::test_client_session_refuses_invalid_bytes",
     ),
     # New in v1.104.7: derp/derphttp
-    "TestConnectNon101ResponseBodyBounded": ("client/test_login.py::test_the_body_of_a_refusal_is_read_up_to_a_limit",),
+    "TestConnectNon101ResponseBodyBounded": (
+        "client/test_login.py::test_the_body_of_a_refusal_is_read_up_to_a_limit",
+    ),
     "TestDialNodeUsingProxyHostname": (
         "client/test_connect.py::test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only",
     ),
@@ -327,7 +329,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "cli/relay/test_flags.py::test_senders_are_counted_unless_switched_off",
     ),
     "TestGetPerClientSendQueueDepth": (
-        "cli/relay/test_flags.py::test_what_is_no_depth_of_a_queue_counts_as_not_given",
+        "cli/relay/test_flags.py::test_a_queue_depth_that_is_none_counts_as_not_given",
         "relay/test_backlog.py::test_the_depth_can_be_configured",
     ),
     "TestServeDebugClients": (
@@ -366,13 +368,13 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # net/netcheck, cmd/tailscale/cli, net/ping, net/captivedetection
     "TestBasic": (
-        "netcheck/test_core.py::test_one_region_that_answers",
-        "netcheck/test_checker.py::test_one_server_on_loopback",
+        "netcheck/test_core.py::test_a_region_that_answers_ends_the_run",
+        "netcheck/test_checker.py::test_one_server_on_loopback_is_measured",
     ),
     "TestMultiGlobalAddressMapping": (
         "netcheck/test_core.py::test_a_mapping_that_varied_once_varies",
     ),
-    "TestWorksWhenUDPBlocked": ("netcheck/test_core.py::test_go_s_test_of_blocked_udp",),
+    "TestWorksWhenUDPBlocked": ("netcheck/test_core.py::test_blocked_udp_as_in_go",),
     "TestNoUDPNilGetReportOpts": (
         "netcheck/test_core.py::test_without_udp_all_regions_are_measured_by_https_and_icmp",
         "interop/netcheck/test_beside_tailscale.py::test_a_network",
@@ -382,28 +384,34 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "netcheck/test_core.py::test_recent_reports_cover_all_regions",
     ),
     "TestSortRegions": (
-        "netcheck/test_plan.py::test_the_fastest_first_and_those_without_latency_last",
+        "netcheck/test_plan.py::test_regions_are_sorted_by_latency_and_those_without_come_last",
     ),
     "TestNodeAddrResolve": ("netcheck/test_checker.py::test_names_are_looked_up_once_a_family",),
     "TestRegionLatencyCompare": (
-        "netcheck/test_home.py::test_home",
-        "netcheck/test_report.py::test_text",
+        "netcheck/test_home.py::test_the_home_is_that_of_go",
+        "netcheck/test_report.py::test_text_of_a_report",
     ),
-    "TestSTUNResponseProvesCanSend": ("netcheck/test_core.py::test_one_region_that_answers",),
-    "TestAddReportHistoryAndSetPreferredDERP": ("netcheck/test_home.py::test_home",),
+    "TestSTUNResponseProvesCanSend": (
+        "netcheck/test_core.py::test_a_region_that_answers_ends_the_run",
+    ),
+    "TestAddReportHistoryAndSetPreferredDERP": (
+        "netcheck/test_home.py::test_the_home_is_that_of_go",
+    ),
     "TestMakeProbePlan": (
-        "netcheck/test_plan.py::test_initial",
-        "netcheck/test_plan.py::test_incremental",
+        "netcheck/test_plan.py::test_an_initial_plan_has_all_measured_regions",
+        "netcheck/test_plan.py::test_an_incremental_plan_has_the_fastest_regions_and_home",
     ),
     "TestCreateBindStr": (
-        "cli/test_netcheck.py::test_bind_of",
-        "cli/test_netcheck.py::test_bind_of_what_cannot_be",
+        "cli/test_netcheck.py::test_flags_and_environment_make_the_bind_address",
+        "cli/test_netcheck.py::test_an_invalid_bind_address_is_refused",
     ),
-    "TestPinger": ("netcheck/test_icmp.py::test_only_the_answer_to_the_echo_ends_it",),
-    "TestPingerTimeout": ("netcheck/test_icmp.py::test_closing_ends_what_waits",),
-    "TestPingerMismatch": ("netcheck/test_icmp.py::test_only_the_answer_to_the_echo_ends_it",),
-    "TestCaptivePortalRequest": ("netcheck/test_captive.py::test_the_request",),
-    "TestAgainstDERPHandler": ("netcheck/test_captive.py::test_our_own_relay_is_no_portal",),
+    "TestPinger": ("netcheck/test_icmp.py::test_only_the_answer_to_the_echo_ends_the_wait",),
+    "TestPingerTimeout": ("netcheck/test_icmp.py::test_closing_ends_waiting_pings",),
+    "TestPingerMismatch": (
+        "netcheck/test_icmp.py::test_only_the_answer_to_the_echo_ends_the_wait",
+    ),
+    "TestCaptivePortalRequest": ("netcheck/test_captive.py::test_the_request_is_that_of_go",),
+    "TestAgainstDERPHandler": ("netcheck/test_captive.py::test_a_relay_of_pyderp_is_no_portal",),
     "TestDetectCaptivePortalReturnsFalse": (
         "netcheck/test_core.py::test_without_an_interface_there_is_no_portal",
     ),

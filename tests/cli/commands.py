@@ -1,4 +1,4 @@
-"""Run the commands that connect to a relay: in this process, or in one of their own."""
+"""Run the commands that connect to a relay: in this process, or in a process of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 @dataclass(frozen=True)
 class Done:
-    """A command that ended."""
+    """A command that has ended."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ class Done:
 
 
 class Command:
-    """A command that runs, with pipes to all of its streams."""
+    """A running command, with pipes to all of its streams."""
 
     def __init__(self, *args: object, **extra: str) -> None:
         env = {k: v for k, v in environment().items() if k.upper() not in _NO_PROXIES}
@@ -106,7 +106,7 @@ def command(*args: object, **extra: str) -> Iterator[Command]:
 
 @contextlib.contextmanager
 def listening(*args: object) -> Iterator[tuple[Command, str]]:
-    """`pyderp listen`, connected; gives it and its public key."""
+    """`pyderp listen`, connected; yields it and its public key."""
     with command("listen", *args) as running:
         running.wait_for("connected to ")
         yield running, running.wait_for(r"listening as (nodekey:[0-9a-f]{64})")[1]

@@ -1,4 +1,4 @@
-"""What tests of the commands that connect share."""
+"""Fixtures of the tests of commands that connect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .commands import Done
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """What a command does with signals ends with the test that runs it in this process."""
+    """Signal handlers that a command sets end with the test that runs it in this process."""
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield

@@ -1,8 +1,8 @@
-"""Starts a command again and again, signals each twice, and prints how they ended as JSON.
+"""Starts a command repeatedly, signals each twice, and prints how they ended as JSON.
 
     python -m tests.cli.interrupting LOOP RUNS SEED COMMAND...
 
-Each is a fork of one process that has imported the command, which is quicker than a start.
+Each run is a fork of one process that has imported the command, which is faster than a start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run `pyderp` as a user does, in a process of its own, and watch what it says."""
+"""Run `pyderp` as a user does, in its own process, and watch its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOUND = 20.0
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours without what the relay would read its settings from."""
+    """The environment of the tests, without variables that the relay would read as settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYDERP_")}
     return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **extra}
 
@@ -35,7 +35,7 @@ def pyderp(*args: object, **extra: str) -> subprocess.CompletedProcess[str]:
 
 
 class Process:
-    """A relay that runs.
+    """A running relay.
 
     Args:
         command: what is before its flags.
@@ -69,7 +69,7 @@ class Process:
         return found
 
     def address(self) -> tuple[str, int]:
-        """Wait until it listens; gives where."""
+        """Wait until it listens; returns the address."""
         found = self.wait_for(r"listening on (\S+):(\d+),")
         self.wait_for("admits every client")
         return found[1].strip("[]"), int(found[2])
@@ -78,7 +78,7 @@ class Process:
         self.popen.send_signal(number)
 
     def end(self) -> int:
-        """Wait until it ends; gives the exit code."""
+        """Wait until it ends; returns the exit code."""
         assert self.popen.stderr is not None
         with contextlib.suppress(ValueError):
             self.text += self.popen.stderr.read().decode()

@@ -1,4 +1,4 @@
-"""What a user is told to do, for each way in which connecting can fail."""
+"""The advice that a user gets for each way in which connecting can fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NAME = "localhost"
 
 @contextmanager
 def answering(answer: bytes | None, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """A server that says the same to everybody, or nothing if `None`; gives its port."""
+    """A server with one answer to all clients, or none if `None`; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -76,8 +76,8 @@ def http(status: str, *headers: str, body: str = "") -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def told(here: Here, *args: object) -> str:
-    """What `pyderp ping` says when it fails; checks that it is an error and some advice."""
+def advice_of(here: Here, *args: object) -> str:
+    """The output of `pyderp ping` when it fails; checks that it is an error and some advice."""
     done = here("ping", *args, "-c1", "--connect-timeout", 3)
     assert done.code == 1
     lines = done.err.splitlines()
@@ -90,52 +90,54 @@ def told(here: Here, *args: object) -> str:
 
 
 def secure(directory: Path, *, names: list[str] | None = None, days: int = 60) -> ssl.SSLContext:
-    """A server's context with a certificate that only `--ca` makes known."""
+    """A server's context with a certificate that only `--ca` makes trusted."""
     write_pair(directory, NAME, names=names, days=days)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / f"{NAME}.crt", directory / f"{NAME}.key")
     return context
 
 
-def test_an_unknown_issuer(here: Here, tmp_path: Path) -> None:
+def test_an_unknown_issuer_advises_ca(here: Here, tmp_path: Path) -> None:
     with answering(b"", secure(tmp_path)) as port:
-        text = told(here, f"https://{NAME}:{port}")
+        text = advice_of(here, f"https://{NAME}:{port}")
     assert "the certificate is of no trusted issuer: give --ca FILE" in text
 
 
 @pytest.mark.parametrize("flags", [[], ["--cert-name", "other.example.com"]])
-def test_another_name(here: Here, tmp_path: Path, flags: list[str]) -> None:
+def test_another_name_advises_url_and_cert_name(
+    here: Here, tmp_path: Path, flags: list[str]
+) -> None:
     with answering(b"", secure(tmp_path, names=["derp.example.com"])) as port:
-        text = told(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt", *flags)
+        text = advice_of(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt", *flags)
     assert "put that name into the URL, or give it with --cert-name" in text
     assert "derp.example.com" in text
 
 
-def test_an_expired_certificate(here: Here, tmp_path: Path) -> None:
+def test_an_expired_certificate_advises_a_look_at_the_clock(here: Here, tmp_path: Path) -> None:
     with answering(b"", secure(tmp_path, days=-1)) as port:
-        text = told(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt")
+        text = advice_of(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt")
     assert "the certificate has expired, or this machine's clock is wrong" in text
 
 
-def test_another_certificate_than_the_pinned_one(here: Here) -> None:
+def test_another_certificate_than_the_pinned_one_is_named(here: Here) -> None:
     with RelayThread(tls=True) as relay:
-        text = told(here, relay.url, "--pin", "0" * 64)
+        text = advice_of(here, relay.url, "--pin", "0" * 64)
     assert "cert hash does not match expected cert hash" in text
     assert "the relay has another certificate than the pinned one" in text
 
 
-def test_tls_where_there_is_none(here: Here, relay: RelayThread) -> None:
-    text = told(here, relay.url.replace("http", "https"))
+def test_tls_to_a_server_without_tls_advises_http(here: Here, relay: RelayThread) -> None:
+    text = advice_of(here, relay.url.replace("http", "https"))
     assert "does not speak TLS: write http:// if you trust the network" in text
 
 
-def test_a_handshake_that_is_cut(here: Here) -> None:
+def test_a_handshake_that_is_cut_is_named(here: Here) -> None:
     with answering(b"") as port:
-        text = told(here, f"https://{NAME}:{port}")
+        text = advice_of(here, f"https://{NAME}:{port}")
     assert "TLS fails with the server that answers" in text
 
 
-# What is no relay
+# Servers that are no relay
 
 
 @pytest.mark.parametrize("websocket", [[], ["--websocket"], ["--no-websocket"]])
@@ -153,9 +155,11 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
         ("511 Network Authentication Required", "this network wants a login"),
     ],
 )
-def test_a_refused_upgrade(here: Here, status: str, line: str, websocket: list[str]) -> None:
+def test_a_refused_upgrade_has_its_status_and_advice(
+    here: Here, status: str, line: str, websocket: list[str]
+) -> None:
     with answering(http(status, body="why \x1b[2J")) as port:
-        text = told(here, f"http://127.0.0.1:{port}", *websocket)
+        text = advice_of(here, f"http://127.0.0.1:{port}", *websocket)
     assert line in text
     assert status[:3] in text
     assert "\x1b" not in text
@@ -165,7 +169,7 @@ def test_a_refused_upgrade(here: Here, status: str, line: str, websocket: list[s
 def test_a_relay_without_derp(here: Here, flags: list[str]) -> None:
     """No advice about the URL, which is right."""
     with RelayThread(RelayConfig(derp=False)) as relay:
-        text = told(here, relay.url, *flags)
+        text = advice_of(here, relay.url, *flags)
     assert (
         "this relay serves no DERP (--no-derp), only probes and perhaps STUN: use another" in text
     )
@@ -191,11 +195,11 @@ def test_another_page_that_is_not_found_is_no_relay_without_derp() -> None:
         (["--no-websocket"], "405 Method Not Allowed", "try --websocket"),
     ],
 )
-def test_what_was_tried_already_is_not_advised(
+def test_ways_that_were_tried_are_not_advised(
     here: Here, flags: list[str], status: str, line: str
 ) -> None:
     with answering(http(status)) as port:
-        text = told(here, f"http://127.0.0.1:{port}", *flags)
+        text = advice_of(here, f"http://127.0.0.1:{port}", *flags)
     advised = {"not even a websocket", "leave out --no-websocket", "try --websocket"}
     assert [each for each in advised if each in text] == [line]
 
@@ -208,9 +212,9 @@ def test_what_was_tried_already_is_not_advised(
         + b"\x01\x00\x00\x00\x28" + b"not derp" + bytes(32),
     ],
 )  # fmt: skip
-def test_what_does_not_speak_derp(here: Here, answer: bytes) -> None:
+def test_a_server_that_does_not_speak_derp_is_named(here: Here, answer: bytes) -> None:
     with answering(answer) as port:
-        assert "is no DERP relay: check host, port and path" in told(
+        assert "is no DERP relay: check host, port and path" in advice_of(
             here, f"http://127.0.0.1:{port}"
         )
 
@@ -224,9 +228,11 @@ def test_what_does_not_speak_derp(here: Here, answer: bytes) -> None:
         b"",
     ],
 )
-def test_http_where_there_is_tls(here: Here, answer: bytes, websocket: list[str]) -> None:
+def test_http_to_a_server_with_tls_advises_https(
+    here: Here, answer: bytes, websocket: list[str]
+) -> None:
     with answering(answer) as port:
-        assert "write https://" in told(here, f"http://127.0.0.1:{port}", *websocket)
+        assert "write https://" in advice_of(here, f"http://127.0.0.1:{port}", *websocket)
 
 
 # Maps
@@ -242,48 +248,48 @@ def a_map(path: Path, **node: object) -> Path:
     "node",
     [{"STUNOnly": True}, {"IPv4": "none", "IPv6": "none"}],
 )
-def test_a_map_that_is_wrong(here: Here, tmp_path: Path, node: dict[str, object]) -> None:
+def test_a_wrong_map_is_named(here: Here, tmp_path: Path, node: dict[str, object]) -> None:
     path = a_map(tmp_path / "map.json", **node)
-    assert "the map is wrong" in told(here, "--derp-map", path)
+    assert "the map is wrong" in advice_of(here, "--derp-map", path)
 
 
-def test_a_host_name_in_a_map_that_cannot_be(here: Here, tmp_path: Path) -> None:
+def test_an_invalid_host_name_in_a_map_exits_2(here: Here, tmp_path: Path) -> None:
     path = a_map(tmp_path / "map.json", HostName="a\r\nb")
     done = here("ping", "--derp-map", path)
     assert done.code == 2
     assert "which no host name can have" in done.err
 
 
-def test_certificates_of_a_map_s_node(here: Here, tmp_path: Path) -> None:
+def test_certificates_of_a_node_in_a_map_advise_certname(here: Here, tmp_path: Path) -> None:
     with answering(b"", secure(tmp_path, names=["derp.example.com"])) as port:
         path = a_map(tmp_path / "map.json", DERPPort=port)
-        unknown = told(here, "--derp-map", path)
-        other_name = told(here, "--derp-map", path, "--ca", tmp_path / f"{NAME}.crt")
+        unknown = advice_of(here, "--derp-map", path)
+        other_name = advice_of(here, "--derp-map", path, "--ca", tmp_path / f"{NAME}.crt")
     assert "sha256-raw: and its SHA-256 into the map as the node's CertName" in unknown
     assert "the node's CertName has to be that name" in other_name
     assert "--pin" not in unknown + other_name
     assert "--cert-name" not in unknown + other_name
 
 
-# The way there
+# The network in between
 
 
-def test_an_end_without_an_answer(here: Here) -> None:
+def test_an_end_without_an_answer_advises_another_try(here: Here) -> None:
     with answering(b"") as port:
-        assert "the connection was cut: try again" in told(here, f"http://127.0.0.1:{port}")
+        assert "the connection was cut: try again" in advice_of(here, f"http://127.0.0.1:{port}")
 
 
-def test_no_server_listens(here: Here) -> None:
-    assert "nothing listens there" in told(here, "http://127.0.0.1:1")
-    assert "nothing listens there" in told(here, "https://127.0.0.1:1", "--insecure")
+def test_a_port_without_a_server_is_named(here: Here) -> None:
+    assert "nothing listens there" in advice_of(here, "http://127.0.0.1:1")
+    assert "nothing listens there" in advice_of(here, "https://127.0.0.1:1", "--insecure")
 
 
-def test_a_name_that_is_unknown(here: Here) -> None:
-    assert "the name is not known" in told(here, "https://relay.invalid")
+def test_an_unknown_name_is_named(here: Here) -> None:
+    assert "the name is not known" in advice_of(here, "https://relay.invalid")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_no_answer_in_time(here: Here, scheme: str) -> None:
+def test_no_answer_in_time_names_the_limit(here: Here, scheme: str) -> None:
     with answering(None) as port:
         done = here("ping", f"{scheme}://127.0.0.1:{port}", "--connect-timeout", 0.2)
     assert done.code == 1
@@ -291,9 +297,9 @@ def test_no_answer_in_time(here: Here, scheme: str) -> None:
     assert "a firewall may drop the packets" in done.err
 
 
-def test_a_proxy_that_refuses_and_a_password_that_is_not_shown(here: Here) -> None:
+def test_a_refusing_proxy_is_named_without_its_password(here: Here) -> None:
     with answering(http("407 Proxy Authentication Required")) as port:
-        text = told(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
+        text = advice_of(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
     assert "check user and password of the proxy" in text
     assert "secret" not in text
 
@@ -302,7 +308,7 @@ def test_a_proxy_that_refuses_and_a_password_that_is_not_shown(here: Here) -> No
 def test_a_proxy_without_basic_does_not_blame_the_password(here: Here, flags: list[str]) -> None:
     refusal = http("407 x", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: Negotiate abc")
     with answering(refusal) as port:
-        text = told(here, "https://h", "--proxy", f"http://me:pw@127.0.0.1:{port}", *flags)
+        text = advice_of(here, "https://h", "--proxy", f"http://me:pw@127.0.0.1:{port}", *flags)
     assert "it offers the login by NTLM, Negotiate, and not by Basic" in text
     assert "accepts only logins that pyderp does not know" in text
     assert "password" not in text
@@ -319,9 +325,11 @@ def test_a_proxy_without_basic_does_not_blame_the_password(here: Here, flags: li
         (http("400 Bad Request"), "check --proxy, or HTTPS_PROXY"),
     ],
 )
-def test_what_an_http_proxy_says(here: Here, answer: bytes, line: str, flags: list[str]) -> None:
+def test_an_answer_of_an_http_proxy_has_advice(
+    here: Here, answer: bytes, line: str, flags: list[str]
+) -> None:
     with answering(answer) as port:
-        assert line in told(here, "https://h", "--proxy", f"http://127.0.0.1:{port}", *flags)
+        assert line in advice_of(here, "https://h", "--proxy", f"http://127.0.0.1:{port}", *flags)
 
 
 @pytest.mark.parametrize(
@@ -335,22 +343,22 @@ def test_what_an_http_proxy_says(here: Here, answer: bytes, line: str, flags: li
         (b"HTTP/1.1 400", "check --proxy, or HTTPS_PROXY"),
     ],
 )
-def test_what_a_socks_proxy_says(here: Here, answer: bytes, line: str) -> None:
+def test_an_answer_of_a_socks_proxy_has_advice(here: Here, answer: bytes, line: str) -> None:
     with answering(answer) as port:
-        assert line in told(here, "https://h", "--proxy", f"socks5://me:pw@127.0.0.1:{port}")
+        assert line in advice_of(here, "https://h", "--proxy", f"socks5://me:pw@127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("flags", [[], ["--ipv6"]])
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-def test_a_proxy_that_is_not_there(here: Here, scheme: str, flags: list[str]) -> None:
-    text = told(here, "https://h", "--proxy", f"{scheme}://127.0.0.1:1", *flags)
+def test_a_proxy_that_cannot_be_reached_is_named(here: Here, scheme: str, flags: list[str]) -> None:
+    text = advice_of(here, "https://h", "--proxy", f"{scheme}://127.0.0.1:1", *flags)
     assert "the proxy cannot be reached: check --proxy" in text
     assert "nothing listens there" not in text
 
 
 @pytest.mark.parametrize("flags", [[], ["--ipv6"]])
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-def test_a_proxy_that_is_silent_is_named(here: Here, scheme: str, flags: list[str]) -> None:
+def test_a_silent_proxy_is_named(here: Here, scheme: str, flags: list[str]) -> None:
     with answering(None) as port:
         proxy = f"{scheme}://me:secret@127.0.0.1:{port}"
         done = here("ping", "https://h", "--proxy", proxy, "--connect-timeout", 0.3, *flags)
@@ -360,14 +368,14 @@ def test_a_proxy_that_is_silent_is_named(here: Here, scheme: str, flags: list[st
     assert "secret" not in done.err
 
 
-def test_a_proxy_of_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_from_the_environment_is_named(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:1")
-    text = told(here, "http://relay.example.com/derp")
+    text = advice_of(here, "http://relay.example.com/derp")
     assert "secret" not in text
     assert "127.0.0.1:1" in text
 
 
-# What cannot be brought about here
+# Errors that cannot be provoked here
 
 
 @pytest.mark.parametrize(
@@ -390,19 +398,19 @@ def test_a_proxy_of_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_other_errors(error: Exception, line: str) -> None:
+def test_other_errors_have_advice(error: Exception, line: str) -> None:
     (found,) = advice(error)
     assert line in found
 
 
 @pytest.mark.parametrize("reason", FailureReason)
-def test_each_reason_has_a_line_of_its_own(reason: FailureReason) -> None:
+def test_each_reason_has_its_own_line(reason: FailureReason) -> None:
     others = {line for each in FailureReason for line in advice(DialError("", reason=each))}
     assert len(others) == len(FailureReason)
     assert advice(DialError("", reason=reason)) != []
 
 
-def test_errors_that_say_it_all_need_none() -> None:
+def test_complete_errors_need_no_advice() -> None:
     assert advice(ConfigError("--x: want y")) == []
 
 

@@ -1,4 +1,4 @@
-"""The flags that commands share: which relay is reached, as whom, and whom that trusts."""
+"""Flags that several commands share: the relay, the client's key, and trust in certificates."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def pinned() -> Iterator[RelayThread]:
 
 
 @pytest.mark.parametrize("tail", ["/derp", "", "/"])
-def test_a_url_without_a_path_gets_the_usual_one(relay: RelayThread, here: Here, tail: str) -> None:
+def test_a_url_without_a_path_gets_slash_derp(relay: RelayThread, here: Here, tail: str) -> None:
     assert here("ping", relay.url.removesuffix("/derp") + tail, *ONCE).code == 0
 
 
 @pytest.mark.parametrize("flags", [[], ["--websocket"], ["--ipv6"]])
-def test_ways_to_connect(relay: RelayThread, here: Here, flags: list[str]) -> None:
+def test_options_to_connect_work(relay: RelayThread, here: Here, flags: list[str]) -> None:
     assert here("ping", relay.url, *ONCE, *flags).code == 0
 
 
-def test_ca_makes_a_certificate_known(here: Here, folder: Path, named: int) -> None:
+def test_ca_makes_a_certificate_trusted(here: Here, folder: Path, named: int) -> None:
     url = f"https://{NAME}:{named}/derp"
     ca = folder / f"{NAME}.crt"
     assert here("ping", url, *ONCE, "--ca", ca).code == 0
@@ -67,7 +67,7 @@ def test_ca_makes_a_certificate_known(here: Here, folder: Path, named: int) -> N
     assert here("ping", url, *ONCE).code == 1
 
 
-def test_cert_name_is_the_name_that_counts(here: Here, folder: Path, named: int) -> None:
+def test_cert_name_is_the_name_that_is_verified(here: Here, folder: Path, named: int) -> None:
     flags = (f"https://{NAME}:{named}", *ONCE, "--ca", folder / f"{NAME}.crt", "--cert-name")
     assert here("ping", *flags, OTHER).code == 0
     assert here("ping", *flags, "third.example.com").code == 1
@@ -80,7 +80,7 @@ def test_insecure_takes_any_certificate_and_warns(here: Here, pinned: RelayThrea
     assert "pyderp: --insecure: any machine in between can pose as the relay\n" in done.err
 
 
-def test_a_pin_in_all_its_forms(here: Here, pinned: RelayThread) -> None:
+def test_a_pin_is_accepted_in_all_its_forms(here: Here, pinned: RelayThread) -> None:
     pin = pinned.region.nodes[0].cert_name
     digits = pin.removeprefix("sha256-raw:")
     spaced = ":".join(digits[i : i + 2] for i in range(0, 64, 2)).upper()
@@ -88,7 +88,7 @@ def test_a_pin_in_all_its_forms(here: Here, pinned: RelayThread) -> None:
         assert here("ping", pinned.url, *ONCE, "--pin", form).code == 0
 
 
-def test_the_pin_of_a_self_signed_relay(here: Here, pinned: RelayThread) -> None:
+def test_the_pin_of_a_self_signed_relay_is_accepted(here: Here, pinned: RelayThread) -> None:
     pin = pinned.region.nodes[0].cert_name
     with listening(pinned.url, "--pin", pin, "--count", 1) as (listener, key):
         assert here("send", pinned.url, key, "--pin", pin, "-m", "hello").code == 0
@@ -178,7 +178,7 @@ def test_a_map_that_cannot_be_used_is_named(
     assert done.err.count("\n") == 1
 
 
-# Who we are
+# Keys
 
 
 def test_the_key_and_the_mesh_key_come_from_files(
@@ -197,7 +197,7 @@ def test_the_key_and_the_mesh_key_come_from_files(
     assert "pyderp key new -o" in here("listen", relay.url, "--key", tmp_path / "none").err
 
 
-# What does not go together
+# Flags that exclude each other
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told
     "url", ["ftp://h/derp", "relay.example.com", "http://[::1/derp", "http://h:x"]
 )
 @pytest.mark.parametrize("flags", [[], ["--ipv6"]])
-def test_a_url_that_is_none_is_refused(here: Here, url: str, flags: list[str]) -> None:
+def test_an_invalid_url_is_refused(here: Here, url: str, flags: list[str]) -> None:
     done = here("ping", url, *flags, "--json")
     assert done.code == 2
     assert done.err.startswith("pyderp: derphttp.NewClient: ")
@@ -236,7 +236,7 @@ def test_a_url_that_is_none_is_refused(here: Here, url: str, flags: list[str]) -
 
 
 @pytest.mark.parametrize("proxy", ["ftp://me:secret@h:1", "http://me:secret@", "\x00me:secret@h"])
-def test_a_proxy_that_is_none_is_refused_and_no_password_shown(here: Here, proxy: str) -> None:
+def test_an_invalid_proxy_is_refused_and_no_password_shown(here: Here, proxy: str) -> None:
     done = here("ping", "https://h", "--proxy", proxy)
     assert done.code == 2
     assert "pyderp: --proxy: " in done.err
@@ -254,13 +254,13 @@ def test_a_proxy_that_is_none_is_refused_and_no_password_shown(here: Here, proxy
     ],
 )
 @pytest.mark.parametrize("flags", [["-v"], ["--json", "--insecure"]])
-def test_nothing_of_a_password_in_a_url_is_shown(here: Here, url: str, flags: list[str]) -> None:
+def test_no_part_of_a_password_in_a_url_is_shown(here: Here, url: str, flags: list[str]) -> None:
     done = here("ping", url, "-c1", *flags)
     assert done.code != 0
     assert "secret" not in done.out + done.err
 
 
-def test_nothing_of_a_proxy_that_is_none_is_shown(
+def test_no_part_of_an_invalid_proxy_is_shown(
     here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://h:x/secret")
@@ -269,7 +269,7 @@ def test_nothing_of_a_proxy_that_is_none_is_shown(
     assert "secret" not in done.out + done.err + caplog.text
 
 
-# What holds before anything is connected
+# Checked before anything is connected
 
 
 @pytest.mark.parametrize("flags", [["--pin", "0" * 64], ["--cert-name", "x"]])
@@ -282,7 +282,7 @@ def test_the_environment_does_not_turn_off_the_tls_of_a_url(
     assert "the server does not speak TLS on this port" in done.err
 
 
-def test_a_pin_holds_whatever_the_environment_says(
+def test_a_pin_holds_with_any_environment(
     here: Here, pinned: RelayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
@@ -376,7 +376,8 @@ def test_all_commands_work_with_go_s_relay(
             done = here("ping", url, key, *ONCE, *flags)
             assert (done.code, "1 received" in done.out) == (0, True)
             assert here("ping", url, *ONCE, *flags).code == 0
-            # The listener goes when it has the packet, which may be told before the wait is over.
+            # The listener ends when it has the packet, and the relay may report that before the
+            # wait ends.
             sent = here("send", url, key, "-m", "hello", "--sealed", "--wait", 0, *flags)
             assert sent.code == 0
             assert listener.end().out.endswith(" hello\n")

@@ -1,4 +1,4 @@
-"""`pyderp doctor`: what is printed, exit statuses, watching, Ctrl-C, and targets that are none."""
+"""`pyderp doctor`: output, exit statuses, watching, Ctrl-C, and invalid targets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pin_of(relay: RelayThread) -> str:
     return relay.region.nodes[0].cert_name
 
 
-def test_a_healthy_relay(relay: RelayThread, here: Here) -> None:
+def test_a_healthy_relay_has_no_problems(relay: RelayThread, here: Here) -> None:
     done = here("doctor", relay.url, *FLAGS)
     assert done.code == 0, done.out
     lines = done.out.splitlines()
@@ -66,7 +66,7 @@ def test_a_healthy_relay(relay: RelayThread, here: Here) -> None:
     assert not done.err
 
 
-def test_in_json(relay: RelayThread, here: Here) -> None:
+def test_the_report_in_json(relay: RelayThread, here: Here) -> None:
     done = here("doctor", relay.url, *FLAGS, "--json")
     assert done.code == 0
     checks = [event for event in done.events if event["type"] == "check"]
@@ -80,7 +80,9 @@ def test_in_json(relay: RelayThread, here: Here) -> None:
     assert summary["ok"] + summary["skip"] == len(checks)
 
 
-def test_exit_statuses(relay: RelayThread, tls_relay: RelayThread, here: Here) -> None:
+def test_exit_statuses_are_those_of_the_worst_result(
+    relay: RelayThread, tls_relay: RelayThread, here: Here
+) -> None:
     assert here("doctor", tls_relay.url, *FLAGS, "--pin", pin_of(tls_relay)).code == 0
     warned = here("doctor", tls_relay.url, *FLAGS, "--insecure")
     assert warned.code == 1
@@ -100,14 +102,16 @@ def test_quiet_prints_problems_only(relay: RelayThread, tls_relay: RelayThread, 
     assert "sha256-raw:" in bad.out
 
 
-def test_each_problem_says_what_to_do(here: Here) -> None:
+def test_each_problem_has_advice(here: Here) -> None:
     done = here("doctor", "127.0.0.1:1", *DEAD)
     assert done.code == 2
     (line,) = [line for line in done.out.splitlines() if line.startswith("fail  ")]
     assert " -> nothing listens at this address and port" in line
 
 
-def test_a_map(relay: RelayThread, tls_relay: RelayThread, tmp_path: Path, here: Here) -> None:
+def test_each_node_of_a_map_is_checked(
+    relay: RelayThread, tls_relay: RelayThread, tmp_path: Path, here: Here
+) -> None:
     path = make_map(
         tmp_path / "map.json", node("900a", tls_relay, CertName=pin_of(tls_relay)), node("900b")
     )
@@ -162,7 +166,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_a_map_with_ten_thousand_nodes(tmp_path: Path, here: Here) -> None:
-    """The first of them are looked at, and the sum says how many are not."""
+    """The first nodes are checked, and the summary has the number of the others."""
     path = make_map(tmp_path / "map.json", *(node(f"n{number}") for number in range(10_000)))
     done = here("doctor", path, "--http-port=1", "--max-nodes=3", "-q")
     assert done.code == 2
@@ -189,22 +193,22 @@ def test_a_map_with_ten_thousand_nodes(tmp_path: Path, here: Here) -> None:
     ],
     ids=lambda arguments: " ".join(arguments),
 )
-def test_what_cannot_be_meant(here: Here, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_target_is_refused(here: Here, arguments: tuple[str, ...]) -> None:
     done = here("doctor", *arguments)
     assert done.code == 2, done
     assert done.err
     assert not done.out
 
 
-def test_a_name_that_does_not_resolve(here: Here) -> None:
-    """By a name that no resolver may know (RFC 6761)."""
+def test_a_name_that_does_not_resolve_is_a_problem(here: Here) -> None:
+    """The name is one that no resolver may know (RFC 6761)."""
     done = here("doctor", "relay.invalid", *DEAD)
     assert done.code == 2
     assert "fail" in done.out
     assert "relay.invalid" in done.out
 
 
-def test_text_of_a_peer_cannot_steer_the_terminal(here: Here) -> None:
+def test_text_of_a_peer_cannot_control_the_terminal(here: Here) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -225,7 +229,7 @@ def test_text_of_a_peer_cannot_steer_the_terminal(here: Here) -> None:
     assert "red" in done.out
 
 
-def test_text_that_is_escaped_already_is_not_escaped_again() -> None:
+def test_escaped_text_is_not_escaped_again() -> None:
     text = printable("<html>\r\n\x1b[31m")
     line = line_of(Finding("relay", "http.upgrade", failed(text, "look\x07"), 0.0), several=False)
     assert line.endswith(r"<html>\r\n\x1b[31m -> look\x07")
@@ -265,7 +269,7 @@ def test_a_map_that_breaks_while_it_is_watched(tls_relay: RelayThread, tmp_path:
         assert watching.end().code == 130
 
 
-def test_watching_prints_a_recovery_in_short_and_names_what_is_gone(
+def test_watching_prints_recoveries_and_removed_nodes(
     tls_relay: RelayThread, tmp_path: Path
 ) -> None:
     path = tmp_path / "map.json"
@@ -286,27 +290,27 @@ def test_watching_prints_a_recovery_in_short_and_names_what_is_gone(
     assert "skip -> ok" not in "".join(done.out.splitlines()[before:])
 
 
-def test_verbose_says_when_each_check_begins_and_ends(relay: RelayThread) -> None:
+def test_verbose_prints_start_and_end_of_each_check(relay: RelayThread) -> None:
     with command("doctor", relay.url, *FLAGS, "-v") as asking:
         done = asking.end()
     assert re.search(r"relay\.packet begins", done.err)
     assert re.search(r"relay\.packet: ok after \d+\.\d+ s: both ways", done.err)
 
 
-def test_ctrl_c_prints_what_was_measured(relay: RelayThread) -> None:
-    """Here after the first checks: the relay takes the connection and is silent."""
+def test_ctrl_c_prints_finished_results(relay: RelayThread) -> None:
+    """Here after the first checks: the relay accepts the connection and is silent."""
     relay.freeze()
     with command("doctor", relay.url, "--stun-port=-1", "--http-port=1", "--timeout=60") as asking:
         asking.wait_for_out("ok    tcp.ipv4")
         asking.interrupt()
         done = asking.end()
     assert done.code == 130
-    # What of the others had ended by then is printed, too; not always the same.
+    # Results of other checks that had ended by then are printed as well; these vary.
     assert re.fullmatch(r"ok: .* \d+ not done, in .* s", done.out.splitlines()[-1])
 
 
-def test_a_terminal_shows_how_far_it_is(relay: RelayThread) -> None:
-    """On a line of standard error that is gone in the end."""
+def test_progress_is_shown_on_a_terminal(relay: RelayThread) -> None:
+    """On a line of standard error that is erased in the end."""
     relay.freeze()
     master, slave = pty.openpty()
     asking = subprocess.Popen(
@@ -327,7 +331,7 @@ def test_a_terminal_shows_how_far_it_is(relay: RelayThread) -> None:
     assert shown.endswith(b"\r\x1b[K")
 
 
-def test_a_reader_that_goes_away_ends_it(relay: RelayThread) -> None:
+def test_a_closed_pipe_ends_it(relay: RelayThread) -> None:
     with command("doctor", relay.url, *DEAD, "--watch", "--every=1", "--json") as asking:
         asking.wait_for_out("summary")
         assert asking.popen.stdout is not None
@@ -343,8 +347,8 @@ def test_proxies_of_the_environment_are_not_used(relay: RelayThread) -> None:
     assert "the checks connect directly, and not through HTTPS_PROXY" in done.err
 
 
-def test_quiet_says_nothing_of_notes(tls_relay: RelayThread, tmp_path: Path) -> None:
-    """Cron would send a mail for them."""
+def test_quiet_omits_notes(tls_relay: RelayThread, tmp_path: Path) -> None:
+    """cron would send a mail for them."""
     path = make_map(tmp_path / "map.hujson", node("900a", tls_relay, CertName=pin_of(tls_relay)))
     path.write_text(f"// a comment\n{path.read_text()}")
     flags = ("--http-port=1", "--timeout=20", "-q")
@@ -353,7 +357,7 @@ def test_quiet_says_nothing_of_notes(tls_relay: RelayThread, tmp_path: Path) -> 
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_watching_says_once_that_a_map_cannot_be_read(
+def test_watching_prints_once_that_a_map_cannot_be_read(
     tls_relay: RelayThread, tmp_path: Path
 ) -> None:
     path = make_map(tmp_path / "map.json", node("900a", tls_relay, CertName=pin_of(tls_relay)))

@@ -1,4 +1,4 @@
-"""Standard input as packets, however it comes in pieces."""
+"""Standard input as packets, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def all_of(packets: AsyncIterator[bytes]) -> list[bytes]:
 def test_lines_do_not_depend_on_the_pieces(pieces: list[bytes]) -> None:
     want = b"".join(pieces).split(b"\n")
     if not want[-1]:
-        del want[-1]  # what ends with a line's end has no further line
+        del want[-1]  # a final line end makes no further line
     assert all_of(lines_of(reader(pieces), 1000)) == want
 
 
@@ -56,7 +56,7 @@ def test_chunks_have_all_bytes_and_are_small(pieces: list[bytes], size: int) -> 
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Replaces standard input by a pipe; gives its other end."""
+    """Replaces standard input by a pipe; returns its other end."""
 
     def make() -> int:
         out, into = os.pipe()
@@ -66,7 +66,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return make
 
 
-async def test_it_is_read_only_when_asked(stdin: Callable[[], int]) -> None:
+async def test_input_is_read_only_on_demand(stdin: Callable[[], int]) -> None:
     into = stdin()
     source = Stdin()
     os.write(into, b"one")
@@ -89,7 +89,7 @@ async def test_a_read_that_blocks_does_not_hold_up_the_loop(stdin: Callable[[], 
     sys.stdin.close()
 
 
-async def test_what_cannot_be_read_is_an_error(
+async def test_input_that_cannot_be_read_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
 ) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)

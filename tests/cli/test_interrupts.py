@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first stops every command, the second ends it at once, without noise."""
+"""Ctrl-C and SIGTERM: the first stops every command, the second ends it at once, without a
+traceback."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def test_two_signals_close_together_end_it_quietly(
     assert (done.returncode, done.stderr) == (0, "")
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(ends) == runs
-    # A signal in the last instant of a process, when Python has gone, ends it as any program.
+    # A signal in the last instant of a process, after Python has ended, ends it as any program.
     codes = {0, -signal.SIGINT} if name == "relay" else {130, -signal.SIGINT}
     bad = [e for e in ends if e["code"] not in codes or any(n in e["text"] for n in NOISE)]
     assert not bad, f"seed {seed}: {bad[0]}"
@@ -62,7 +63,7 @@ def test_two_signals_close_together_end_it_quietly(
 def test_the_signal_that_timeout_sends_twice_counts_once(
     relay: RelayThread, number: signal.Signals
 ) -> None:
-    """So that `timeout 5 pyderp send` has its summary."""
+    """So `timeout 5 pyderp send` prints its summary."""
     with listening(relay.url) as (listener, key), command("send", relay.url, key) as sender:
         sender.feed(b"a line\n")
         listener.wait_for_out("a line")
@@ -96,7 +97,9 @@ run_command(work, Output(as_json=False))
     "stuck", ["await asyncio.Event().wait()", "threading.Event().wait()"], ids=["loop", "thread"]
 )
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_ends_what_does_not_stop(stuck: str, second: signal.Signals) -> None:
+def test_the_second_signal_ends_a_command_that_does_not_stop(
+    stuck: str, second: signal.Signals
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STUCK.format(stuck=stuck)],
         stderr=subprocess.PIPE,
@@ -112,7 +115,7 @@ def test_the_second_ends_what_does_not_stop(stuck: str, second: signal.Signals) 
         assert process.wait(BOUND) == 128 + second
 
 
-def test_a_thread_that_waits_does_not_keep_a_stopped_command() -> None:
+def test_a_waiting_thread_does_not_keep_a_stopped_command() -> None:
     stuck = "asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)"
     with subprocess.Popen(
         [sys.executable, "-c", STUCK.format(stuck=stuck)],

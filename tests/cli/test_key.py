@@ -1,4 +1,4 @@
-"""`pyderp key`: made, kept, read; and never shown by an error."""
+"""`pyderp key`: keys are made, saved and read; no error shows one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_file_that_cannot_be_made_is_named(here: Here, tmp_path: Path) -> None
     assert f"cannot make the key file {tmp_path}/none/me.key: No such file" in done.err
 
 
-def test_json(here: Here, tmp_path: Path) -> None:
+def test_keys_are_printed_as_json(here: Here, tmp_path: Path) -> None:
     shown = json.loads(here("key", "new", "--json").out)
     key = NodePrivate.parse(shown["private"])
     assert NodePublic.parse(shown["public"]) == key.public
@@ -64,7 +64,7 @@ def test_json(here: Here, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["{}", "\n  {}\r\n", '{{"PrivateKey": "{}", "Else": 1}}'])
-def test_public_reads_both_forms(here: Here, tmp_path: Path, form: str) -> None:
+def test_public_reads_both_forms_of_a_key(here: Here, tmp_path: Path, form: str) -> None:
     key = NodePrivate.generate()
     path = tmp_path / "key"
     path.write_text(form.format(key.to_text()))
@@ -91,7 +91,7 @@ def test_public_reads_standard_input() -> None:
         b"[" * 60_000,
     ],
 )
-def test_what_is_no_key_is_refused_and_not_shown(
+def test_an_invalid_key_is_refused_and_not_shown(
     here: Here, tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "key"
@@ -102,7 +102,9 @@ def test_what_is_no_key_is_refused_and_not_shown(
     assert "secret" not in done.err
 
 
-def test_a_missing_file_error_says_how_to_make_one(here: Here, tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_has_the_command_to_make_one(
+    here: Here, tmp_path: Path
+) -> None:
     done = here("key", "public", tmp_path / "none")
     assert done.code == 1
     assert f"make one with: pyderp key new -o {tmp_path / 'none'}" in done.err

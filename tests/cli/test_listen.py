@@ -1,4 +1,4 @@
-"""`pyderp listen`: what it prints, answers and survives, and how it ends."""
+"""`pyderp listen`: its output, its answers, reconnects, and how it ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def peer(relay: RelayThread) -> blocking.Client:
     return blocking.Client.for_url(relay.url, config=DIRECT)
 
 
-def test_packets_are_printed_a_line_each_until_there_were_enough(relay: RelayThread) -> None:
+def test_packets_are_printed_a_line_each_up_to_the_count(relay: RelayThread) -> None:
     with listening(relay.url, "--count", 3) as (listener, key), peer(relay) as sender:
         sender.send_many(NodePublic.parse(key), [b"hello", b"", b"\x1b[31m\xff\n"])
         done = listener.end()
@@ -79,14 +79,14 @@ def test_without_echo_pings_are_packets_like_others(relay: RelayThread) -> None:
     ):
         sender.send(NodePublic.parse(key), PING)
         assert " pyderp\\x00ping12345678" in listener.end().out
-        # A pong would have come before what the sender now sends to itself.
+        # A pong would have come before the packet that the sender now sends to itself.
         sender.send(sender.self_public_key, b"last")
         received = iter(lambda: sender.recv(BOUND), None)
         packets = (each.data for each in received if isinstance(each, ReceivedPacket))
         assert next(packets) == b"last"
 
 
-def test_sealed_opens_what_was_sealed_and_refuses_the_rest(relay: RelayThread) -> None:
+def test_sealed_opens_sealed_packets_and_refuses_others(relay: RelayThread) -> None:
     with (
         listening(relay.url, "--count", 1, "--sealed") as (listener, key),
         peer(relay) as sender,
@@ -105,7 +105,7 @@ def test_sealed_opens_what_was_sealed_and_refuses_the_rest(relay: RelayThread) -
 def test_a_source_that_is_no_key_is_refused(relay: RelayThread) -> None:
     with listening(relay.url, "--sealed", "--count", 1) as (listener, key), peer(relay) as sender:
         me = NodePublic.parse(key)
-        # Only the relay can say such a thing.
+        # Only the relay can send such a frame.
         forged = pack_received_packet(NodePublic(bytes(32)), b"PDS\x01" + bytes(100))
         assert relay.inject(forged, client=me) == 1
         listener.wait_for(r"refused a packet of nodekey:0{64}: no secret can be shared")
@@ -113,7 +113,7 @@ def test_a_source_that_is_no_key_is_refused(relay: RelayThread) -> None:
         assert listener.end().code == 0
 
 
-def test_what_the_relay_says_goes_to_standard_error(relay: RelayThread) -> None:
+def test_messages_of_the_relay_go_to_standard_error(relay: RelayThread) -> None:
     with listening(relay.url, "--json") as (listener, key):
         me = NodePublic.parse(key)
         gone = NodePrivate.generate().public
@@ -138,7 +138,7 @@ def test_what_the_relay_says_goes_to_standard_error(relay: RelayThread) -> None:
         ]  # fmt: skip
 
 
-def test_it_reconnects_and_says_so(relay: RelayThread) -> None:
+def test_it_reconnects_and_prints_so(relay: RelayThread) -> None:
     with listening(relay.url, "--count", 1) as (listener, key), peer(relay) as sender:
         relay.cut(client=NodePublic.parse(key))
         listener.wait_for("connecting again in")
@@ -169,10 +169,10 @@ def test_a_restart_is_reported(relay: RelayThread) -> None:
         assert [e["generation"] for e in done.events if e["type"] == "connected"] == [1, 2]
 
 
-# How it ends
+# Ends
 
 
-def test_ctrl_c_exits_130_without_a_word(relay: RelayThread) -> None:
+def test_ctrl_c_exits_130_without_output(relay: RelayThread) -> None:
     with listening(relay.url) as (listener, _):
         listener.interrupt()
         done = listener.end()
@@ -180,7 +180,7 @@ def test_ctrl_c_exits_130_without_a_word(relay: RelayThread) -> None:
         assert done.err.splitlines()[-1].startswith("pyderp: connected to ")
 
 
-def test_sigterm_exits_143_without_a_word(relay: RelayThread) -> None:
+def test_sigterm_exits_143_without_output(relay: RelayThread) -> None:
     with listening(relay.url) as (listener, _):
         listener.popen.terminate()
         done = listener.end()
@@ -223,13 +223,13 @@ def test_help_has_examples_that_are_sealed_where_it_matters(here: Here) -> None:
     assert "--key me.key --sealed" in text
 
 
-def test_verbose_logs(relay: RelayThread) -> None:
+def test_verbose_prints_logs(relay: RelayThread) -> None:
     done = run("ping", relay.url, "-c1", "-v")
     assert f"INFO connecting to {relay.url}\n" in done.err
     assert "INFO" not in run("ping", relay.url, "-c1").err
 
 
-def test_the_environment_can_say_how(relay: RelayThread) -> None:
+def test_flags_can_be_in_the_environment(relay: RelayThread) -> None:
     with command("listen", relay.url, TS_DEBUG_DERP_WS_CLIENT="1") as listener:
         listener.wait_for("connecting websocket to")
         listener.wait_for("connected to")

@@ -18,12 +18,12 @@ from pyderp.testing import RelayThread
 
 from .process import BOUND, environment
 
-NOBODY = NodePrivate.generate().public
+KEY = NodePrivate.generate().public
 FULL = Path("/dev/full")
 
 
 def shell(*args: object, redirect: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
-    """Run `pyderp` with streams as only a shell can make them."""
+    """Run `pyderp` with redirections that only a shell can make."""
     line = shlex.join([sys.executable, "-m", "pyderp", *map(str, args)])
     done = subprocess.run(
         ["sh", "-c", f"exec {line} {redirect}"],
@@ -42,7 +42,7 @@ def shell(*args: object, redirect: str, **extra: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("redirect", ["<&-", "2>&-", "<&- 2>&-"])
-def test_closed_streams_are_nothing_to_ping(relay: RelayThread, redirect: str) -> None:
+def test_ping_works_with_closed_streams(relay: RelayThread, redirect: str) -> None:
     done = shell("ping", relay.url, "-c1", redirect=redirect)
     assert done.returncode == 0
     assert done.stdout.startswith(b"pong from the relay")
@@ -51,13 +51,13 @@ def test_closed_streams_are_nothing_to_ping(relay: RelayThread, redirect: str) -
 def test_remarks_do_not_go_to_standard_output_if_standard_error_is_closed(
     relay: RelayThread,
 ) -> None:
-    done = shell("send", relay.url, NOBODY, "-m", "x", "--wait", 1, redirect="2>&-")
+    done = shell("send", relay.url, KEY, "-m", "x", "--wait", 1, redirect="2>&-")
     assert done.returncode == 3
     assert done.stdout == b""
 
 
 def test_a_closed_standard_input_is_reported(relay: RelayThread) -> None:
-    done = shell("send", relay.url, NOBODY, "--wait", 0, redirect="<&-")
+    done = shell("send", relay.url, KEY, "--wait", 0, redirect="<&-")
     assert done.returncode == 1
     assert b"pyderp: standard input is closed\n" in done.stderr
 
@@ -75,7 +75,7 @@ def test_a_closed_standard_output_is_an_error(
     assert done.stderr == b"pyderp: cannot write to standard output: it is closed\n"
 
 
-def test_a_relay_does_without_standard_streams() -> None:
+def test_a_relay_runs_without_standard_streams() -> None:
     line = shlex.join([sys.executable, "-m", "pyderp", "relay", "--dev", "-a", "127.0.0.1:0"])
     running = subprocess.Popen(
         ["sh", "-c", f"exec {line} <&- >&-"], stderr=subprocess.PIPE, env=environment()
@@ -104,10 +104,12 @@ def test_a_relay_does_without_standard_streams() -> None:
         ["ping", "-c1", "URL"],
         ["ping", "-c1", "URL", "--json"],
         ["listen", "--json", "URL"],
-        ["send", "--json", "-m", "x", "URL", str(NOBODY)],
+        ["send", "--json", "-m", "x", "URL", str(KEY)],
     ],
 )
-def test_a_full_standard_output_is_reported_in_a_line(relay: RelayThread, args: list[str]) -> None:
+def test_a_full_standard_output_is_reported_in_one_line(
+    relay: RelayThread, args: list[str]
+) -> None:
     done = shell(*[relay.url if a == "URL" else a for a in args], redirect=f"> {FULL}")
     assert done.returncode == 1
     lines = done.stderr.decode().splitlines()
@@ -130,7 +132,7 @@ def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch)
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     _set_up_streams()
-    Output(as_json=False).packet(NOBODY, "ü".encode())
+    Output(as_json=False).packet(KEY, "ü".encode())
     assert raw.getvalue().endswith(b" \\xfc\n")
 
 
@@ -145,7 +147,7 @@ def test_the_help_of_each_group_has_or_names_examples(group: list[str]) -> None:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["send", "--help"], ["key", "--help"]])
-def test_the_help_is_whole_under_oo(args: list[str]) -> None:
+def test_the_help_is_complete_under_oo(args: list[str]) -> None:
     texts = [
         subprocess.run(
             [sys.executable, *flags, "-m", "pyderp", *args],
@@ -161,7 +163,7 @@ def test_the_help_is_whole_under_oo(args: list[str]) -> None:
     assert "acket" in texts[0] or "Make" in texts[0]
 
 
-# What comes early
+# Early signals
 
 INTERRUPTED = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""`pyderp netcheck` as its users run it."""
+"""`pyderp netcheck` as users run it."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def derp_map(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a UDP socket that answers nothing."""
+    """The port of a UDP socket that never answers."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
 
 
-def test_text(derp_map: Path) -> None:
+def test_the_report_is_printed_as_text(derp_map: Path) -> None:
     done = run("netcheck", derp_map)
     assert done.code == 0, done.err
     assert "\nReport:\n\t* Time: " in done.out
@@ -75,7 +75,7 @@ def test_text(derp_map: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--json"], ["--format=json-line"], ["--format", "json"]])
-def test_json(derp_map: Path, flags: list[str]) -> None:
+def test_the_report_is_printed_as_json(derp_map: Path, flags: list[str]) -> None:
     done = run("netcheck", derp_map, *flags)
     assert done.code == 0, done.err
     report = json.loads(done.out)
@@ -84,17 +84,17 @@ def test_json(derp_map: Path, flags: list[str]) -> None:
     assert (len(done.out.splitlines()) == 1) == ("json" not in flags)
 
 
-def test_a_map_from_standard_input(derp_map: Path) -> None:
+def test_a_map_is_read_from_standard_input(derp_map: Path) -> None:
     assert run("netcheck", "-", "--json", stdin=derp_map.read_bytes()).code == 0
 
 
-def test_no_answer_is_exit_status_1(tmp_path: Path, silent: int) -> None:
+def test_without_an_answer_the_exit_status_is_1(tmp_path: Path, silent: int) -> None:
     done = run("netcheck", write_map(tmp_path, silent))
     assert done.code == 1
     assert "unknown (no response to latency probes)" in done.out
 
 
-def test_again_and_again_until_ctrl_c(derp_map: Path) -> None:
+def test_it_repeats_until_ctrl_c(derp_map: Path) -> None:
     with command("netcheck", derp_map, "--json", "--every", "0.01") as running:
         running.wait_for_out(r"(?s)\n.*\n.*\n")
         running.interrupt()
@@ -118,8 +118,8 @@ def test_ctrl_c_prints_what_was_measured(tmp_path: Path, silent: int) -> None:
     assert report["Notes"] == ["interrupted: this is what was measured so far"]
 
 
-def test_a_terminal_sees_progress(tmp_path: Path, silent: int) -> None:
-    """On standard error, and nothing of it in what is printed."""
+def test_progress_is_shown_on_a_terminal(tmp_path: Path, silent: int) -> None:
+    """On standard error only."""
     with our_stun_server("127.0.0.1") as port:
         path = write_map(tmp_path, port, silent)
         ours, theirs = pty.openpty()
@@ -171,14 +171,14 @@ def late_server(port: int) -> Iterator[int]:
 
 
 def test_relay_measures_all_regions(tmp_path: Path) -> None:
-    """Three that answer end a run, but not beside what each of them relays."""
+    """Without `--relay`, three regions that answer end a run."""
     with our_stun_server("127.0.0.1") as port, late_server(port) as late:
         path = write_map(tmp_path, port, port, port, late)
         done = run("netcheck", path, "--relay", "--json")
     assert len(json.loads(done.out)["RegionLatency"]) == 4
 
 
-def test_relay_says_whether_packets_pass(tmp_path: Path) -> None:
+def test_relay_prints_whether_packets_pass(tmp_path: Path) -> None:
     with RelayThread() as relay, our_stun_server("127.0.0.1") as port:
         (node,) = relay.region.nodes
         path = write_map(tmp_path, port)
@@ -209,7 +209,7 @@ def test_relay_says_whether_packets_pass(tmp_path: Path) -> None:
         ('{"Regions":{"1":{"Nodes":[{"STUNPort":"x"}]}}}', 'Regions["1"].Nodes[0].STUNPort'),
     ],
 )
-def test_a_map_that_cannot_be_used(tmp_path: Path, content: str, why: str) -> None:
+def test_an_unusable_map_exits_2(tmp_path: Path, content: str, why: str) -> None:
     path = tmp_path / "map.json"
     path.write_text(content)
     done = run("netcheck", path)
@@ -230,19 +230,19 @@ def test_a_map_that_cannot_be_used(tmp_path: Path, content: str, why: str) -> No
         ([], "Missing argument"),
     ],
 )
-def test_a_wrong_command_line(derp_map: Path, flags: list[str], why: str) -> None:
+def test_a_wrong_command_line_exits_2(derp_map: Path, flags: list[str], why: str) -> None:
     done = run("netcheck", *([derp_map] if flags else []), *flags)
     assert done.code == 2
     assert why in done.err
 
 
-def test_a_missing_map() -> None:
+def test_a_missing_map_exits_2() -> None:
     done = run("netcheck", "/nowhere/map.json")
     assert done.code == 2
     assert "cannot read the DERP map /nowhere/map.json: No such file" in done.err
 
 
-def test_a_port_that_is_taken(derp_map: Path, silent: int) -> None:
+def test_a_taken_port_exits_1(derp_map: Path, silent: int) -> None:
     done = run("netcheck", derp_map, "--bind-address=127.0.0.1", f"--bind-port={silent}")
     assert done.code == 1
     assert f"cannot bind UDP to 127.0.0.1:{silent}: Address already in use" in done.err
@@ -262,7 +262,9 @@ def test_a_port_that_is_taken(derp_map: Path, silent: int) -> None:
         ("", 0, ":99", ("", 99)),
     ],
 )
-def test_bind_of(address: str, port: int, environment: str, want: tuple[str, int]) -> None:
+def test_flags_and_environment_make_the_bind_address(
+    address: str, port: int, environment: str, want: tuple[str, int]
+) -> None:
     """Go's TestCreateBindStr: flags come before the environment."""
     assert bind_of(address, port, environment) == want
 
@@ -277,6 +279,8 @@ def test_bind_of(address: str, port: int, environment: str, want: tuple[str, int
         ("", 0, "x", "TS_DEBUG_NETCHECK_UDP_BIND: "),
     ],
 )
-def test_bind_of_what_cannot_be(address: str, port: int, environment: str, text: str) -> None:
+def test_an_invalid_bind_address_is_refused(
+    address: str, port: int, environment: str, text: str
+) -> None:
     with pytest.raises(ConfigError, match=text):
         bind_of(address, port, environment)

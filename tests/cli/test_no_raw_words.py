@@ -36,7 +36,7 @@ WEBSOCKET = b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 
 
 def check(done: Done) -> str:
-    """What was said, after a look for raw words in it."""
+    """The output, after a search for raw words in it."""
     assert done.code in (1, 2), done
     text = OWN_NAMES.sub("", done.out + done.err)
     found = RAW.search(text)
@@ -53,7 +53,7 @@ def ping(here: Here, *args: object) -> str:
 
 
 @pytest.mark.parametrize("number", [*map(int, ssl.AlertDescription), 0, 46, 116, 120, 255])
-def test_alerts(here: Here, number: int) -> None:
+def test_alerts_are_explained(here: Here, number: int) -> None:
     with answering(b"\x15\x03\x03\x00\x02\x02" + bytes([number])) as port:
         text = ping(here, f"https://{NAME}:{port}")
     if number == ssl.AlertDescription.ALERT_DESCRIPTION_HANDSHAKE_FAILURE:
@@ -63,8 +63,7 @@ def test_alerts(here: Here, number: int) -> None:
         assert "the server has no certificate for this name" in text
 
 
-def test_words_of_openssl_itself_would_be_found() -> None:
-    """The pattern finds what it is for."""
+def test_the_pattern_finds_text_of_openssl() -> None:
     for text in (
         "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1000)",
         "X509_V_ERR_CERT_HAS_EXPIRED",
@@ -88,7 +87,7 @@ def test_words_of_openssl_itself_would_be_found() -> None:
         b"",
     ],
 )
-def test_what_is_no_handshake(here: Here, answer: bytes) -> None:
+def test_answers_that_are_no_handshake_are_explained(here: Here, answer: bytes) -> None:
     with answering(answer) as port:
         ping(here, f"https://{NAME}:{port}")
 
@@ -101,7 +100,9 @@ def server_context(folder: Path, *, days: int = 60) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("case", ["untrusted", "name", "expired", "pin", "client certificate"])
-def test_certificates_that_clients_refuse(here: Here, tmp_path: Path, case: str) -> None:
+def test_certificates_that_clients_refuse_are_explained(
+    here: Here, tmp_path: Path, case: str
+) -> None:
     context = server_context(tmp_path, days=-1 if case == "expired" else 60)
     flags: list[object] = ["--ca", tmp_path / f"{NAME}.crt"]
     if case == "untrusted":
@@ -137,12 +138,12 @@ def test_certificates_that_clients_refuse(here: Here, tmp_path: Path, case: str)
     ],
     ids=lambda answer: repr(answer[:24]),
 )
-def test_answers_in_http(here: Here, answer: bytes, websocket: list[str]) -> None:
+def test_answers_in_http_are_explained(here: Here, answer: bytes, websocket: list[str]) -> None:
     with answering(answer) as port:
         ping(here, f"http://127.0.0.1:{port}", *websocket)
 
 
-def test_what_is_not_http_is_shown_and_not_called_silence(here: Here) -> None:
+def test_an_answer_that_is_not_http_is_quoted_and_not_called_silence(here: Here) -> None:
     with answering(b"SSH-2.0-x\r\n") as port:
         text = ping(here, f"http://127.0.0.1:{port}")
     assert 'it begins with "SSH-2.0-x"' in text
@@ -172,12 +173,12 @@ def test_what_is_not_http_is_shown_and_not_called_silence(here: Here) -> None:
     ],
     ids=lambda case: repr(case[:16]),
 )
-def test_proxies(here: Here, scheme: str, answer: bytes) -> None:
+def test_answers_of_proxies_are_explained(here: Here, scheme: str, answer: bytes) -> None:
     with answering(answer) as port:
         ping(here, "https://h", "--proxy", f"{scheme}://{NAME}:{port}")
 
 
-# What the user gives
+# Input of the user
 
 
 @pytest.mark.parametrize(
@@ -189,14 +190,14 @@ def test_proxies(here: Here, scheme: str, answer: bytes) -> None:
         *("https://xn--a.invalid", "https://relay.invalid", "http://h\x01/"),
     ],
 )
-def test_urls(here: Here, url: str) -> None:
+def test_errors_of_urls_are_explained(here: Here, url: str) -> None:
     ping(here, url)
 
 
 @pytest.mark.parametrize(
     "proxy", ["http://", "ftp://h", "http://h:x", f"http://{'x' * 70}", "a..b"]
 )
-def test_addresses_of_proxies(here: Here, proxy: str) -> None:
+def test_errors_of_proxy_addresses_are_explained(here: Here, proxy: str) -> None:
     ping(here, "https://h", "--proxy", proxy)
 
 
@@ -216,7 +217,9 @@ FILES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("kind", [*FILES, "missing", "folder"])
 @pytest.mark.parametrize("flag", ["--ca", "--key", "--derp-map"])
-def test_files_of_a_client(here: Here, tmp_path: Path, flag: str, kind: str) -> None:
+def test_errors_of_a_clients_files_are_explained(
+    here: Here, tmp_path: Path, flag: str, kind: str
+) -> None:
     url = [] if flag == "--derp-map" else ["http://127.0.0.1:1"]
     ping(here, *url, flag, file(tmp_path, kind))
 
@@ -242,10 +245,12 @@ RELAY = ("relay", "--check", "-a", "127.0.0.1:0", "--no-stun", "--no-tls")
         *("--rate-config", "--mesh-psk-file"),
     ],
 )
-def test_files_of_a_relay(here: Here, tmp_path: Path, flag: str, kind: str) -> None:
+def test_errors_of_a_relays_files_are_explained(
+    here: Here, tmp_path: Path, flag: str, kind: str
+) -> None:
     key = () if flag == "--config" else ("-c", tmp_path / "key")
     path = file(tmp_path, kind)
-    # A missing key is made; an empty list is one; other members are passed over.
+    # A missing key is made; an empty list is valid; other members are ignored.
     fine = {
         "--config": ["missing"],
         "--allow-keys-file": ["empty"],
@@ -273,7 +278,9 @@ def test_files_of_a_relay(here: Here, tmp_path: Path, flag: str, kind: str) -> N
     ],
     ids=" ".join,
 )
-def test_values_of_a_relay(here: Here, tmp_path: Path, flags: tuple[str, str]) -> None:
+def test_errors_of_a_relays_values_are_explained(
+    here: Here, tmp_path: Path, flags: tuple[str, str]
+) -> None:
     more: tuple[object, ...] = ("-c", tmp_path / "key", "--certdir", tmp_path)
     if flags[0] == "--hostname":
         more += ("--certmode", "manual")
@@ -329,7 +336,9 @@ def pairs(folder: Path) -> dict[str, tuple[bytes, bytes]]:
         *("one line", "order", "other name"),
     ],
 )
-def test_certificates_of_a_relay(here: Here, tmp_path: Path, case: str) -> None:
+def test_errors_of_a_relays_certificates_are_explained(
+    here: Here, tmp_path: Path, case: str
+) -> None:
     chain, key = pairs(tmp_path)[case]
     (tmp_path / "relay.test.crt").write_bytes(chain)
     (tmp_path / "relay.test.key").write_bytes(key)
@@ -337,6 +346,6 @@ def test_certificates_of_a_relay(here: Here, tmp_path: Path, case: str) -> None:
     done = here(*RELAY[:-1], "-c", tmp_path / "key", "--http-port", "-1", *flags)
     text = check(done)
     assert "relay.test.crt" in text
-    # Which of the two files it is about.
+    # The file that the error is about.
     of_key = {"rsa key", "other key", "no key", "empty key", "half a key", "joined keys"}
     assert ("the key" in text) == (case in of_key or case == "order")

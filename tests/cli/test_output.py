@@ -1,4 +1,4 @@
-"""What strangers say cannot steer a terminal, and can still be told apart."""
+"""Text of peers cannot control a terminal, and different packets are printed differently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE = NodePrivate.generate().public
         ("\x7f\x85\u202e\u2028\ue000\U000e0001", r"\x7f\u0085\u202e\u2028\ue000\U000e0001"),
     ],
 )
-def test_characters_that_do_something_are_escaped(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert escaped(text) == shown
     assert escaped(text).isprintable()
     assert escaped_bytes(text.encode()) == shown
@@ -43,17 +43,17 @@ def test_bytes_that_are_not_utf_8_are_escaped(data: bytes, shown: str) -> None:
     assert escaped_bytes(data) == shown
 
 
-def test_no_two_packets_look_the_same() -> None:
+def test_different_packets_are_printed_differently() -> None:
     seen = {escaped_bytes(bytes((a, b))) for a in range(256) for b in range(256)}
     assert len(seen) == 65536
 
 
-def test_a_packet_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_packet_is_printed_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Output(as_json=False).packet(SOURCE, b"a\nb")
     assert capsys.readouterr() == (f"{SOURCE} a\\nb\n", "")
 
 
-def test_json_has_bytes_and_text_if_it_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_bytes_and_text_if_they_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(as_json=True)
     output.packet(SOURCE, "ü\n".encode())
     output.packet(SOURCE, b"\xff")
@@ -75,7 +75,7 @@ def test_remarks_go_to_standard_error_and_are_escaped(capsys: pytest.CaptureFixt
 
 
 def test_remarks_keep_backslashes(capsys: pytest.CaptureFixture[str]) -> None:
-    """Errors quote values with escapes already."""
+    """Errors contain escaped values already."""
     Output(as_json=False).note(f"HostName {'a' + chr(13)!r} is bad")
     assert capsys.readouterr().err == "pyderp: HostName 'a\\r' is bad\n"
 

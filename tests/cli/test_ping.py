@@ -1,4 +1,4 @@
-"""`pyderp ping`: round trips, what is lost, and what a stranger's pong is worth."""
+"""`pyderp ping`: round trips, losses, and pongs of other peers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Here: TypeAlias = Callable[..., Done]
 
 DIRECT = ClientConfig(network=NetworkSettings())
 BOUND = 10.0
-NOBODY = NodePrivate.generate().public
+ABSENT = NodePrivate.generate().public
 
 
 def test_the_relay_answers(relay: RelayThread, here: Here) -> None:
@@ -54,7 +54,7 @@ def test_a_peer_that_listens_answers(relay: RelayThread, here: Here) -> None:
     assert found["p99"] == max(times)
 
 
-def test_latency_is_what_is_measured(relay: RelayThread, here: Here) -> None:
+def test_latency_is_the_measured_one(relay: RelayThread, here: Here) -> None:
     relay.latency = 0.05
     for peer in (True, False):
         with listening(relay.url) as (_, key):
@@ -63,7 +63,7 @@ def test_latency_is_what_is_measured(relay: RelayThread, here: Here) -> None:
 
 
 def test_an_absent_peer_is_reported_at_once(relay: RelayThread, here: Here) -> None:
-    done = here("ping", relay.url, NOBODY, "-c2", "-i0")
+    done = here("ping", relay.url, ABSENT, "-c2", "-i0")
     assert done.code == 1
     assert done.err.count("the peer is not at this relay") == 2
     assert done.out == "2 sent, 0 received, 100.0% lost\n"
@@ -92,7 +92,7 @@ def test_a_loss_is_counted_and_the_rest_goes_on(relay: RelayThread) -> None:
     assert done.event("statistics")["loss"] == pytest.approx(1 / 3)
 
 
-def test_pongs_of_others_and_pongs_never_asked_for_do_not_count(relay: RelayThread) -> None:
+def test_pongs_of_others_and_unrequested_pongs_do_not_count(relay: RelayThread) -> None:
     with (
         blocking.Client.for_url(relay.url, config=DIRECT) as target,
         blocking.Client.for_url(relay.url, config=DIRECT) as other,
@@ -125,7 +125,7 @@ def test_a_connection_that_ends_is_a_loss_and_it_connects_again(relay: RelayThre
 
 def test_ctrl_c_prints_the_statistics(relay: RelayThread) -> None:
     with command("ping", relay.url, "-c", 0, "-i", 60) as pinging:
-        pinging.wait_for_out("number=1 ")  # and no other is under way
+        pinging.wait_for_out("number=1 ")  # no other ping is under way
         pinging.interrupt()
         done = pinging.end()
     assert done.code == 130
@@ -134,14 +134,14 @@ def test_ctrl_c_prints_the_statistics(relay: RelayThread) -> None:
 
 def test_sigterm_prints_the_statistics_and_exits_143(relay: RelayThread) -> None:
     with command("ping", relay.url, "-c", 0, "-i", 60) as pinging:
-        pinging.wait_for_out("number=1 ")  # and no other is under way
+        pinging.wait_for_out("number=1 ")  # no other ping is under way
         pinging.popen.terminate()
         done = pinging.end()
     assert done.code == 143
     assert " received, 0.0% lost; min " in done.out.splitlines()[-1]
 
 
-def test_a_relay_that_says_nothing_is_lost(relay: RelayThread) -> None:
+def test_a_silent_relay_is_a_loss(relay: RelayThread) -> None:
     with command("ping", relay.url, "-c2", "-i", 0.5, "--timeout", 0.1) as pinging:
         pinging.wait_for_out("number=1 ")
         relay.freeze()
@@ -151,7 +151,7 @@ def test_a_relay_that_says_nothing_is_lost(relay: RelayThread) -> None:
     assert "number=2: no answer within 0.1 s" in done.err
 
 
-def test_a_relay_that_is_not_there_is_an_error_without_statistics(here: Here) -> None:
+def test_an_unreachable_relay_is_an_error_without_statistics(here: Here) -> None:
     done = here("ping", "http://127.0.0.1:1/derp")
     assert done.code == 1
     assert done.out == ""
@@ -174,11 +174,11 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told
 
 
 @pytest.mark.parametrize(("count", "want"), [(1, 1), (99, 99), (100, 99), (101, 100), (1000, 990)])
-def test_99_of_100_do_not_exceed_the_p99(count: int, want: int) -> None:
+def test_the_p99_of_100_is_the_99th(count: int, want: int) -> None:
     assert _percentile([float(n) for n in range(count, 0, -1)], 0.99) == want
 
 
-def test_without_uvloop_it_works_as_well(relay: RelayThread) -> None:
+def test_it_works_without_uvloop(relay: RelayThread) -> None:
     blocked = "import sys; sys.modules['uvloop'] = None; sys.argv[0] = 'pyderp'; "
     blocked += "from pyderp.cli.main import main; main()"
     done = subprocess.run(
@@ -194,7 +194,7 @@ ID = b"12345678"
 PING = make_ping(ID, 0x0102030405060708)
 
 
-def test_the_layout() -> None:
+def test_the_layout_of_a_packet() -> None:
     assert bytes.fromhex("7079646572700070696e67 3132333435363738 0102030405060708") == PING
     assert pong_for_untrusted(PING) == PING.replace(b"ping", b"pong")
 
@@ -212,13 +212,13 @@ def test_only_a_ping_is_answered(packet: bytes) -> None:
     assert pong_id_untrusted(packet) is None
 
 
-def test_a_pong_is_not_answered_so_that_two_listeners_fall_silent() -> None:
+def test_a_pong_is_not_answered() -> None:
     pong = pong_for_untrusted(PING)
     assert pong is not None
     assert pong_for_untrusted(pong) is None
     assert pong_id_untrusted(PING) is None
 
 
-def test_a_probe_is_what_relays_answer() -> None:
+def test_a_probe_looks_like_disco() -> None:
     assert looks_like_disco(PROBE)
     assert not looks_like_disco(PROBE[:-1])

@@ -43,7 +43,7 @@ def formatted(monkeypatch: pytest.MonkeyPatch) -> Format:
     return run
 
 
-def test_text_is_a_line_that_cannot_steer_a_terminal(formatted: Format) -> None:
+def test_a_text_line_cannot_control_a_terminal(formatted: Format) -> None:
     line = formatted("text", "a %s", "b\x1b[2J\nc\\d é")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:,]+ ERROR a b\\x1b\[2J\\nc\\d é", line)
     assert formatted("text", "plain").endswith(" ERROR plain")
@@ -72,7 +72,7 @@ def test_json_is_one_object_a_line(formatted: Format) -> None:
     assert list(json.loads(formatted("json", "x"))) == ["time", "level", "logger", "message"]
 
 
-def test_the_client_warns_at_most_whatever_the_level() -> None:
+def test_the_client_logs_warnings_at_most_at_any_level() -> None:
     client = logging.getLogger("pyderp.client")
     levels = {"info": logging.WARNING, "error": logging.ERROR, "debug": logging.WARNING}
     for level, effective in levels.items():
@@ -86,7 +86,7 @@ def test_the_client_warns_at_most_whatever_the_level() -> None:
 
 @pytest.fixture
 def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such errors are logged, until the test is over."""
+    """Such errors are logged until the end of the test."""
     monkeypatch.setattr(sys, "unraisablehook", None)
     log_unraisable()
 
@@ -129,7 +129,7 @@ def test_one_line_a_second_counts_the_others(
 
 
 @pytest.mark.usefixtures("hooked")
-def test_what_peers_send_is_cut_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
+def test_text_of_peers_is_cut_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
     _fail("\x1b[2J\n" + "x" * 10000)
     (message,) = caplog.messages
     assert message.isprintable()
@@ -137,8 +137,8 @@ def test_what_peers_send_is_cut_and_escaped(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.usefixtures("hooked")
-def test_a_server_name_that_is_no_text(caplog: pytest.LogCaptureFixture) -> None:
-    """As clients can send it; Python itself gives up on it before it asks any callback."""
+def test_a_server_name_that_is_not_utf_8_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Clients can send it; Python fails before it calls any callback."""
     hello = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(
         ssl.MemoryBIO(), hello, server_hostname="some.example"
@@ -158,7 +158,7 @@ def test_a_server_name_that_is_no_text(caplog: pytest.LogCaptureFixture) -> None
     assert "ome.example" in message
 
 
-# The end does not wait for threads that wait for others
+# The end does not wait for threads that wait for other servers
 
 _BLOCKED = """
 import asyncio, logging, threading
@@ -209,7 +209,7 @@ relayrun._run("asyncio", main)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_log_that_cannot_be_written_is_remembered_until_it_can() -> None:
+def test_an_error_of_writing_the_log_lasts_until_a_write_succeeds() -> None:
     handler = LogHandler()
     record = logging.LogRecord("pyderp", logging.INFO, "", 0, "text", (), None)
     good = handler.stream

@@ -1,4 +1,4 @@
-"""A relay that does not admit our key: `listen`, `send` and `ping` say so, with exit status 4."""
+"""A relay that does not admit the client's key: `listen`, `send` and `ping` exit 4."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PEER = NodePrivate.generate().public
 TEXT = "the relay took the login and closed the connection: it may not admit this key"
 
 
-class Door:
-    """Who may come in; and how many have asked."""
+class Admission:
+    """Whether clients are admitted, and how many have asked."""
 
     def __init__(self) -> None:
         self.open = False
@@ -46,12 +46,12 @@ class Door:
 
 
 @pytest.fixture
-def door() -> Door:
-    return Door()
+def door() -> Admission:
+    return Admission()
 
 
 @pytest.fixture
-def relay(door: Door) -> Iterator[RelayThread]:
+def relay(door: Admission) -> Iterator[RelayThread]:
     config = RelayConfig(admission=AdmissionConfig(decide=door.decide, remember=0))
     with RelayThread(config) as relay:
         yield relay
@@ -70,10 +70,10 @@ def relay(door: Door) -> Iterator[RelayThread]:
     ],
     ids=["send", "send-no-wait", "send-websocket", "ping", "ping-peer", "listen", "listen-timeout"],
 )
-def test_exit_status_4(
-    relay: RelayThread, door: Door, here: Here, args: tuple[object, ...]
+def test_a_refused_login_exits_4(
+    relay: RelayThread, door: Admission, here: Here, args: tuple[object, ...]
 ) -> None:
-    """At once, after one login, and with what to do."""
+    """At once, after one login, and with advice."""
     done = here(args[0], relay.url, *args[1:], "--json")
     assert done.code == 4
     error = done.event("error")
@@ -86,8 +86,10 @@ def test_exit_status_4(
     assert door.asked <= 2
 
 
-def test_send_says_so_if_the_relay_refuses_a_later_login(relay: RelayThread, door: Door) -> None:
-    """Nothing is handed to a relay that refuses us, and logins are held back."""
+def test_send_reports_that_the_relay_refuses_a_later_login(
+    relay: RelayThread, door: Admission
+) -> None:
+    """No packet is sent to a relay that refuses, and logins are held back."""
     door.open = True
     with blocking.Client.for_url(relay.url, config=DIRECT) as receiver:
         receiver.connect()

@@ -1,4 +1,4 @@
-"""No secret of a URL, and nothing that steers a terminal, is printed or logged."""
+"""No secret of a URL, and no control character, is printed or logged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_secret_of_a_url_is_not_repeated(here: Here, args: list[str]) -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("form", ["text", "brief"])
-def test_no_peer_writes_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+def test_a_peer_cannot_write_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Line breaks of all kinds and control characters, also those of an exception."""
     made: list[logging.Handler] = []
     monkeypatch.setattr(logging, "basicConfig", lambda *, handlers: made.extend(handlers))

@@ -1,4 +1,4 @@
-"""`pyderp send`: lines, chunks, sealed; and what its exit status says."""
+"""`pyderp send`: lines, chunks, sealed packets; and its exit status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Here: TypeAlias = Callable[..., Done]
 
 DIRECT = ClientConfig(network=NetworkSettings())
 BOUND = 10.0
-NOBODY = NodePrivate.generate().public
+ABSENT = NodePrivate.generate().public
 
 
 def peer(relay: RelayThread) -> blocking.Client:
@@ -47,7 +47,7 @@ def peer(relay: RelayThread) -> blocking.Client:
 
 
 def received(client: blocking.Client) -> ReceivedPacket:
-    """The next packet that is no probe."""
+    """The next packet that is not a probe."""
     while True:
         message = client.recv(BOUND)
         if isinstance(message, ReceivedPacket) and message.data != PROBE:
@@ -55,7 +55,7 @@ def received(client: blocking.Client) -> ReceivedPacket:
 
 
 def data_until(client: blocking.Client, last: bytes) -> list[bytes]:
-    """All that comes up to a packet, probes too."""
+    """All packets up to a given one, with probes."""
     found: list[bytes] = []
     while last not in found:
         message = client.recv(BOUND)
@@ -80,7 +80,7 @@ def test_each_line_is_a_packet(relay: RelayThread) -> None:
         assert done.out == ""
 
 
-def test_a_line_goes_out_as_soon_as_it_is_typed(relay: RelayThread) -> None:
+def test_a_line_is_sent_as_soon_as_it_is_typed(relay: RelayThread) -> None:
     with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
         sender.feed(b"fir")
         sender.feed(b"st\nsec")
@@ -128,7 +128,7 @@ def test_sealed_packets_are_opened_by_listen_and_not_by_the_relay(
         assert b"secret" not in packet(receiver)
 
 
-def test_a_line_too_long_is_refused_and_says_which(relay: RelayThread) -> None:
+def test_a_line_too_long_is_refused_with_its_number(relay: RelayThread) -> None:
     with peer(relay) as receiver:
         done = run_pyderp(
             "send", relay.url, receiver.self_public_key, stdin=b"ok\n" + b"x" * 65537 + b"\n"
@@ -148,16 +148,14 @@ def test_an_endless_line_is_not_read_to_its_end(relay: RelayThread) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--sealed"], ["--websocket"]])
-def test_a_peer_that_is_not_there_is_exit_status_3(
-    relay: RelayThread, here: Here, flags: list[str]
-) -> None:
-    done = here("send", relay.url, NOBODY, "-m", "x", "--wait", 1, *flags)
+def test_an_absent_peer_is_exit_status_3(relay: RelayThread, here: Here, flags: list[str]) -> None:
+    done = here("send", relay.url, ABSENT, "-m", "x", "--wait", 1, *flags)
     assert done.code == 3
-    assert f"{NOBODY} is not at this relay: run pyderp listen there" in done.err
+    assert f"{ABSENT} is not at this relay: run pyderp listen there" in done.err
 
 
-def test_waiting_for_input_ends_when_the_peer_is_not_there(relay: RelayThread) -> None:
-    with command("send", relay.url, NOBODY, "--json", "--wait", 1) as sender:
+def test_waiting_for_input_ends_when_the_peer_is_absent(relay: RelayThread) -> None:
+    with command("send", relay.url, ABSENT, "--json", "--wait", 1) as sender:
         sender.wait_for("0 packets, 0 bytes handed to the relay, but nodekey:")
         assert sender.end().code == 3
         assert '"gone": true' in sender.out
@@ -176,18 +174,18 @@ def test_a_peer_that_leaves_meanwhile_is_exit_status_3(relay: RelayThread) -> No
 
 
 @pytest.mark.parametrize("flags", [[], ["--wait", 0]])
-def test_the_peer_gets_what_was_sent_and_no_probes(
+def test_the_peer_gets_the_packets_and_no_probes(
     relay: RelayThread, here: Here, flags: list[object]
 ) -> None:
-    """Its program would take them for packets like others."""
-    assert here("send", relay.url, NOBODY, "-m", "x", *flags).code == 0
+    """Its program would take probes for packets."""
+    assert here("send", relay.url, ABSENT, "-m", "x", *flags).code == 0
     with peer(relay) as receiver:
         for text in ("x", "y"):
             assert here("send", relay.url, receiver.self_public_key, "-m", text, *flags).code == 0
         assert data_until(receiver, b"y") == [b"x", b"y"]
 
 
-def test_probes_ask_before_the_first_packet_and_after_the_last(
+def test_probes_are_sent_before_the_first_packet_and_after_the_last(
     relay: RelayThread, here: Here
 ) -> None:
     with peer(relay) as receiver:
@@ -196,11 +194,11 @@ def test_probes_ask_before_the_first_packet_and_after_the_last(
         assert data_until(receiver, b"y") == [PROBE, b"x", PROBE, b"y"]
 
 
-def test_that_another_peer_is_gone_is_nothing_to_it(relay: RelayThread) -> None:
+def test_the_end_of_another_peer_is_ignored(relay: RelayThread) -> None:
     with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
         sender.feed(b"x\n")
         assert packet(receiver) == b"x"
-        relay.inject(pack_peer_gone(NOBODY, 1))
+        relay.inject(pack_peer_gone(ABSENT, 1))
         relay.inject(pack_health("too \x1b loud"))
         sender.wait_for(r"the relay reports: too \\x1b loud")
         assert sender.end().code == 0
@@ -209,7 +207,7 @@ def test_that_another_peer_is_gone_is_nothing_to_it(relay: RelayThread) -> None:
 # Failures
 
 
-def test_a_cut_is_survived(relay: RelayThread) -> None:
+def test_a_cut_connection_is_replaced(relay: RelayThread) -> None:
     with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
         sender.feed(b"first\n")
         assert relay.cut(client=received(receiver).source) == 1
@@ -220,10 +218,10 @@ def test_a_cut_is_survived(relay: RelayThread) -> None:
 
 
 class Broken(ReportingClient):
-    """A client whose connection ends as often as this, whenever something is sent."""
+    """A client whose connection ends this many times, each time a packet is sent."""
 
     async def connect(self) -> None:
-        """There is one."""
+        """The connection exists."""
 
     async def admission(self) -> None:
         """The relay has answered."""
@@ -243,7 +241,7 @@ async def test_a_packet_is_sent_until_a_connection_takes_it() -> None:
     client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
     assert isinstance(client, Broken)
     client.times = 3
-    await _Sender(client, Output(as_json=False), NOBODY, BOUND, None)._send(b"x")
+    await _Sender(client, Output(as_json=False), ABSENT, BOUND, None)._send(b"x")
     assert client.sent == 4
 
 
@@ -251,13 +249,13 @@ async def test_a_packet_that_no_connection_takes_is_given_up_after_a_time() -> N
     client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
     assert isinstance(client, Broken)
     client.times = 1_000_000
-    sender = _Sender(client, Output(as_json=False), NOBODY, 0.2, None)
+    sender = _Sender(client, Output(as_json=False), ABSENT, 0.2, None)
     with pytest.raises(ConnectError, match=r"took no packet for 0\.2 s: derp.Send: it broke"):
         await sender._send(b"x")
     assert client.sent > 2
 
 
-def test_it_goes_on_when_the_relay_comes_back(tmp_path: Path) -> None:
+def test_it_continues_when_the_relay_comes_back(tmp_path: Path) -> None:
     flags = ("--dev", "-c", tmp_path / "key", "--drain", 0)
     with relay_process(*flags, "-a", "127.0.0.1:0") as first:
         host, port = first.address()
@@ -286,7 +284,7 @@ def test_a_relay_that_stays_away_is_given_up_with_a_summary() -> None:
     with contextlib.ExitStack() as stack:
         with RelayThread() as relay:
             flags = ("--wait", 0, "--json", "--timeout", 0.5)
-            sender = stack.enter_context(command("send", relay.url, NOBODY, *flags))
+            sender = stack.enter_context(command("send", relay.url, ABSENT, *flags))
             sender.feed(b"one\n")
             while not relay.relay_counters.packets_received:
                 time.sleep(0.01)
@@ -297,7 +295,7 @@ def test_a_relay_that_stays_away_is_given_up_with_a_summary() -> None:
     assert done.event("error")["advice"][0].startswith("nothing listens there")
 
 
-def test_in_a_restart_a_peer_that_goes_is_not_gone(relay: RelayThread) -> None:
+def test_a_peer_that_leaves_in_a_restart_is_not_gone(relay: RelayThread) -> None:
     with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
         sender.feed(b"x\n")
         assert packet(receiver) == b"x"
@@ -308,7 +306,7 @@ def test_in_a_restart_a_peer_that_goes_is_not_gone(relay: RelayThread) -> None:
         assert sender.end().code == 0
 
 
-def test_a_relay_that_takes_nothing_is_given_up(relay: RelayThread) -> None:
+def test_a_relay_that_does_not_read_is_given_up(relay: RelayThread) -> None:
     with peer(relay) as receiver:
         flags = ("--timeout", 0.3, "--raw", "--wait", 0)
         with command("send", relay.url, receiver.self_public_key, *flags) as sender:
@@ -322,7 +320,7 @@ def test_a_relay_that_takes_nothing_is_given_up(relay: RelayThread) -> None:
     assert "packets, " in done.err
 
 
-def test_ctrl_c_while_it_reads_exits_130(relay: RelayThread) -> None:
+def test_ctrl_c_while_reading_exits_130(relay: RelayThread) -> None:
     with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
         sender.feed(b"x\n")
         packet(receiver)
@@ -334,7 +332,7 @@ def test_ctrl_c_while_it_reads_exits_130(relay: RelayThread) -> None:
     )
 
 
-def test_sigterm_is_as_ctrl_c_but_exits_143(relay: RelayThread) -> None:
+def test_sigterm_exits_143_as_ctrl_c_exits_130(relay: RelayThread) -> None:
     with (
         peer(relay) as receiver,
         command("send", relay.url, receiver.self_public_key, "--json") as sender,
@@ -352,12 +350,12 @@ def test_sigterm_is_as_ctrl_c_but_exits_143(relay: RelayThread) -> None:
     [
         ([], "Missing argument"),
         (["http://127.0.0.1:1/derp"], "PEER is missing"),
-        ([str(NOBODY)], "give the relay's URL, or --derp-map"),
+        ([str(ABSENT)], "give the relay's URL, or --derp-map"),
         (["http://127.0.0.1:1/derp", "nodekey:12"], "key hex has the wrong size"),
         (["http://127.0.0.1:1/derp", "someone"], "'someone' is no peer"),
-        (["http://127.0.0.1:1/derp", str(NOBODY), str(NOBODY)], "one peer too many"),
-        (["http://127.0.0.1:1/derp", str(NOBODY), "-m", "x", "--raw"], "give one of them"),
-        ([str(NOBODY), "--derp-map", "-"], "give --message as well"),
+        (["http://127.0.0.1:1/derp", str(ABSENT), str(ABSENT)], "one peer too many"),
+        (["http://127.0.0.1:1/derp", str(ABSENT), "-m", "x", "--raw"], "give one of them"),
+        ([str(ABSENT), "--derp-map", "-"], "give --message as well"),
     ],
 )
 def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
@@ -366,7 +364,7 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told
     assert told in " ".join(done.err.replace("│", " ").split())
 
 
-def test_a_key_that_cannot_be_sealed_for_is_refused(relay: RelayThread, here: Here) -> None:
+def test_an_unusable_key_for_sealing_is_refused(relay: RelayThread, here: Here) -> None:
     done = here("send", relay.url, NodePublic(bytes(32)), "--sealed", "-m", "x")
     assert done.code == 1
     assert "no secret can be shared with key" in done.err

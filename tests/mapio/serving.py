@@ -15,7 +15,7 @@ __all__ = ["Served", "raw_server", "serving"]
 
 @dataclass
 class Served:
-    """What the server answers, and was asked."""
+    """The server's answer, and the requests it got."""
 
     url: str = ""
     status: int = 200
@@ -25,7 +25,7 @@ class Served:
     """The headers of each request, names in lower case; and `path`."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        """As an ordinary server: 304 to the one that has it already."""
+        """Answer as an ordinary server: 304 to a client that has this version."""
         status = self.status
         etag = self.headers.get("ETag")
         if etag and handler.headers.get("If-None-Match") == etag:
@@ -68,7 +68,7 @@ def serving(**answer: Any) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def raw_server(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that takes one connection and leaves it to `talk`; yields its URL."""
+    """A server that accepts one connection and calls `talk` with it; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def run() -> None:

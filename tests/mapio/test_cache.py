@@ -18,7 +18,7 @@ COPY = CachedMap(
 )
 
 
-def test_what_is_kept_is_read(tmp_path: Path) -> None:
+def test_a_written_copy_is_read(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     assert read_cache(path, URL) is None
     write_cache(path, COPY)
@@ -41,7 +41,7 @@ def test_what_is_kept_is_read(tmp_path: Path) -> None:
         {"fetched": 7},
     ],
 )
-def test_damaged_copy(tmp_path: Path, damage: dict[str, object]) -> None:
+def test_a_damaged_copy_is_unusable(tmp_path: Path, damage: dict[str, object]) -> None:
     path = tmp_path / "copy"
     write_cache(path, COPY)
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
@@ -52,8 +52,8 @@ def test_damaged_copy(tmp_path: Path, damage: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "notes", "[]", '{"Regions": {}}', "null", '{"url": "x"}'])
-def test_file_that_is_no_copy_is_refused(tmp_path: Path, text: str) -> None:
-    """It may be a file that the user needs."""
+def test_a_file_that_is_no_copy_is_refused(tmp_path: Path, text: str) -> None:
+    """The user may need it."""
     path = tmp_path / "map.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match="is not a copy of a map") as caught:
@@ -61,7 +61,7 @@ def test_file_that_is_no_copy_is_refused(tmp_path: Path, text: str) -> None:
     assert not isinstance(caught.value, UnusableCopy)
 
 
-def test_etag_that_cannot_stand_in_a_header_is_none(tmp_path: Path) -> None:
+def test_an_etag_that_cannot_be_a_header_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     write_cache(path, dataclasses.replace(COPY, etag="a\r\nHost: b"))
     read = read_cache(path, URL)
@@ -69,6 +69,6 @@ def test_etag_that_cannot_stand_in_a_header_is_none(tmp_path: Path) -> None:
     assert read.etag == ""
 
 
-def test_copy_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_a_copy_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the copy of the map"):
         read_cache(tmp_path, URL)

@@ -1,4 +1,4 @@
-"""The node of a relay that runs: found out by asking it, the same that it has itself."""
+"""The node of a running relay, found by asking the relay: the same as its own."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DIRECT = NetworkSettings()
 NAME = "relay.example.com"
 
 
-async def here(_host: str, _family: socket.AddressFamily) -> list[IPAddress]:
+async def loopback(_host: str, _family: socket.AddressFamily) -> list[IPAddress]:
     return [ipaddress.ip_address("127.0.0.1")]
 
 
 def described(
     config: RelayConfig, host: str, tls: TLSConfig | None = None
 ) -> tuple[DERPNode, list[str], DERPNode]:
-    """Node and warnings of a relay that runs meanwhile, and the node that it has itself."""
+    """Node and warnings of a running relay, found from outside, and the relay's own node."""
 
     async def main() -> tuple[DERPNode, list[str], DERPNode]:
         async with Relay(config) as relay:
@@ -43,7 +43,7 @@ def described(
                 f"https://{host}:{relay.address[1]}",
                 tls=tls,
                 settings=DIRECT,
-                resolver=here,
+                resolver=loopback,
                 stun_port=stun,
                 http_port=http,
             )
@@ -53,7 +53,7 @@ def described(
     return asyncio.run(main())
 
 
-def test_pinned_relay_is_described_as_it_describes_itself(tmp_path: Path) -> None:
+def test_a_pinned_relay_is_described_as_it_describes_itself(tmp_path: Path) -> None:
     config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"), stun_port=0)
     node, warnings, own = described(config, "127.0.0.1")
     assert node == own
@@ -62,8 +62,8 @@ def test_pinned_relay_is_described_as_it_describes_itself(tmp_path: Path) -> Non
     assert "the pin of the one that was presented just now" in warning
 
 
-def test_trusted_certificate_needs_no_pin(tmp_path: Path) -> None:
-    """Port 80 is found, too."""
+def test_a_trusted_certificate_needs_no_pin(tmp_path: Path) -> None:
+    """Port 80 is found as well."""
     write_pair(tmp_path, NAME)
     trusted = TLSConfig(extra_roots=(tmp_path / f"{NAME}.crt",))
     tls = ManualTLS(certdir=tmp_path, hostname=NAME, http_port=0)
@@ -72,7 +72,7 @@ def test_trusted_certificate_needs_no_pin(tmp_path: Path) -> None:
     assert (node.host_name, node.cert_name, warnings) == (NAME, "", [])
 
 
-def test_relay_without_stun(tmp_path: Path) -> None:
+def test_a_relay_without_stun_has_a_warning(tmp_path: Path) -> None:
     config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"))
     node, warnings, own = described(config, "127.0.0.1")
     assert node == own
@@ -88,19 +88,19 @@ def test_relay_without_stun(tmp_path: Path) -> None:
         ("https://127.0.0.1:99999", ConfigError, "Port out of range"),
     ],
 )
-def test_url_of_no_relay(url: str, kind: type[DerpError], error: str) -> None:
+def test_a_url_without_a_relay_is_an_error(url: str, kind: type[DerpError], error: str) -> None:
     with pytest.raises(kind, match=error):
         asyncio.run(describe_relay(url, settings=DIRECT))
 
 
-def test_no_tls_there() -> None:
+def test_a_server_without_tls_is_an_error() -> None:
     with raw_server(lambda c: c.sendall(b"HTTP/1.1 400 no\r\n\r\n")) as url:
         where = url.replace("http:", "https:").removesuffix("/map")
         with pytest.raises(ConnectError, match=r"the server does not speak TLS on this port"):
             asyncio.run(describe_relay(where, settings=DIRECT))
 
 
-def test_nothing_there() -> None:
+def test_a_port_without_a_server_is_an_error() -> None:
     with serving() as server:
         url = server.url.replace("http:", "https:").removesuffix("/map")
     with pytest.raises(ConnectError) as caught:

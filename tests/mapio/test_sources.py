@@ -1,4 +1,4 @@
-"""`load_map`: one way to a map, wherever it is."""
+"""`load_map` reads a map from any place."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def written(path: Path, text: str | bytes) -> Path:
 # Files
 
 
-def test_file(tmp_path: Path) -> None:
+def test_a_map_is_read_from_a_file(tmp_path: Path) -> None:
     path = written(tmp_path / "map.json", JSON)
     for source in (path, str(path)):
         loaded = load(source)
@@ -54,7 +54,7 @@ def test_file(tmp_path: Path) -> None:
         assert loaded.copied is None
 
 
-def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.write(write, JSON)
     os.close(write)
@@ -65,13 +65,13 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "folder"])
-def test_file_that_cannot_be_read(tmp_path: Path, what: str) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, what: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match=r"^cannot read the DERP map .*/(missing|folder): \w"):
         load(tmp_path / what)
 
 
-def test_error_in_a_file_begins_with_its_name(tmp_path: Path) -> None:
+def test_an_error_in_a_file_begins_with_its_name(tmp_path: Path) -> None:
     path = written(tmp_path / "map.json", '{"Regions": {"900": {"Nodes": [{"DERPPort": "x"}]}}}')
     with pytest.raises(InvalidMap) as caught:
         load(path)
@@ -80,7 +80,7 @@ def test_error_in_a_file_begins_with_its_name(tmp_path: Path) -> None:
     )
 
 
-def test_copies_are_kept_of_urls_only(tmp_path: Path) -> None:
+def test_only_maps_from_urls_have_copies(tmp_path: Path) -> None:
     path = written(tmp_path / "map.json", JSON)
     with pytest.raises(ConfigError, match="is not a URL: copies are kept of maps at URLs only"):
         load(path, cache=tmp_path / "cache")
@@ -89,7 +89,7 @@ def test_copies_are_kept_of_urls_only(tmp_path: Path) -> None:
 # URLs
 
 
-def test_url() -> None:
+def test_a_map_is_read_from_a_url() -> None:
     with serving(body=JSON, headers={"ETag": '"1"'}) as server:
         loaded = load(server.url)
     assert (loaded.map, loaded.kind, loaded.origin) == (LAB, MapKind.JSON, server.url)
@@ -97,8 +97,8 @@ def test_url() -> None:
     assert server.requests[0]["accept"] == "application/json"
 
 
-def test_unchanged_map_is_not_sent_again() -> None:
-    """The server answers 304, and what was there before is returned."""
+def test_an_unchanged_map_is_not_sent_again() -> None:
+    """The server answers 304, and the map that was there before is returned."""
     with serving(body=JSON, headers={"ETag": '"1"'}) as server:
         first = load(server.url)
         assert load(server.url, previous=first) is first
@@ -107,7 +107,7 @@ def test_unchanged_map_is_not_sent_again() -> None:
         assert load(server.url, previous=first).map == OTHER
 
 
-def test_etag_in_the_copy_spares_sending_it_again(tmp_path: Path) -> None:
+def test_the_etag_of_the_copy_avoids_sending_it_again(tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     with serving(body=JSON, headers={"ETag": '"1"'}) as server:
         load(server.url, cache=cache)
@@ -118,7 +118,7 @@ def test_etag_in_the_copy_spares_sending_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["gone", "404", "no map", "another shape"])
-def test_last_good_copy_is_used_with_a_warning(tmp_path: Path, trouble: str) -> None:
+def test_the_last_good_copy_is_used_with_a_warning(tmp_path: Path, trouble: str) -> None:
     cache = tmp_path / "cache.json"
     with serving(body=JSON) as server:
         load(server.url, cache=cache)
@@ -140,7 +140,7 @@ def test_last_good_copy_is_used_with_a_warning(tmp_path: Path, trouble: str) -> 
     assert json.loads(cache.read_text())["map"] == JSON.decode()
 
 
-def test_copy_of_another_url_is_not_used(tmp_path: Path) -> None:
+def test_a_copy_of_another_url_is_not_used(tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     with serving(body=JSON) as server:
         load(server.url, cache=cache)
@@ -154,7 +154,7 @@ def test_copy_of_another_url_is_not_used(tmp_path: Path) -> None:
         assert json.loads(cache.read_text())["url"] == third.url
 
 
-def test_error_says_that_the_copy_is_damaged(tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_copy_says_so(tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     with serving(body=JSON) as server:
         load(server.url, cache=cache)
@@ -163,7 +163,7 @@ def test_error_says_that_the_copy_is_damaged(tmp_path: Path) -> None:
         load(server.url, cache=cache)
 
 
-def test_file_that_is_no_copy_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_file_that_is_no_copy_is_not_overwritten(tmp_path: Path) -> None:
     mine = tmp_path / "map.json"
     mine.write_bytes(JSON)
     with serving(body=JSON) as server, pytest.raises(ConfigError, match="is not a copy of a map"):
@@ -172,7 +172,7 @@ def test_file_that_is_no_copy_is_not_overwritten(tmp_path: Path) -> None:
     assert server.requests == []
 
 
-def test_copy_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
+def test_a_copy_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     with serving(body=JSON) as server:
         loaded = load(server.url, cache=tmp_path / "missing" / "cache.json")
     assert loaded.map == LAB
@@ -189,14 +189,14 @@ def test_copy_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
         ({"status": 302, "headers": {"Location": "ftp://x/"}}, "redirected to ftp://x/: want"),
     ],
 )
-def test_url_without_a_map(answer: dict[str, Any], error: str) -> None:
+def test_a_url_without_a_map_is_an_error(answer: dict[str, Any], error: str) -> None:
     with serving(**answer) as server, pytest.raises((ConnectError, InvalidMap)) as caught:
         load(server.url)
     assert str(caught.value).startswith(server.url)
     assert error in str(caught.value)
 
 
-def test_password_in_a_url_is_sent_and_never_shown() -> None:
+def test_a_password_in_a_url_is_sent_and_never_shown() -> None:
     with serving(body=JSON) as server:
         url = server.url.replace("//", "//me:secret@")
         assert load(url).origin == server.url
@@ -213,12 +213,12 @@ def _endless(connection: socket.socket) -> None:
         connection.sendall(b" " * 65536)
 
 
-def test_answer_without_end_is_bounded() -> None:
+def test_an_answer_without_end_is_bounded() -> None:
     with raw_server(_endless) as url, pytest.raises(ConnectError, match="more than 16777216 b"):
         load(url)
 
 
-def test_answer_that_does_not_come_is_bounded() -> None:
+def test_an_answer_that_does_not_come_is_bounded_in_time() -> None:
     silent = threading.Event()
 
     def say_nothing(_: socket.socket) -> None:
@@ -237,7 +237,7 @@ def test_junk_is_an_error(junk: bytes) -> None:
     assert str(caught.value).startswith(url)
 
 
-def test_server_that_is_not_there() -> None:
+def test_a_server_that_refuses_connections_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectError, match=rf"^http://127\.0\.0\.1:{port}/map: .*refused") as e:
@@ -248,8 +248,8 @@ def test_server_that_is_not_there() -> None:
 # headscale
 
 
-def test_config_of_headscale(tmp_path: Path) -> None:
-    """Its files, then its URLs, then its own relay; the later region wins, null removes one."""
+def test_a_config_of_headscale_is_read(tmp_path: Path) -> None:
+    """Its files, then its URLs, then its own relay; a later region wins, null removes one."""
     written(tmp_path / "a.yaml", "regions:\n  1: {regionid: 1, regioncode: a}\n  2: {regionid: 2}")
     written(tmp_path / "b.yaml", "regions:\n  2: null\n  3: {regionid: 3, regioncode: b}")
     with serving(body=b'{"Regions": {"3": {"RegionID": 3, "RegionCode": "url"}}}') as server:
@@ -273,13 +273,13 @@ derp:
     )
 
 
-def test_part_of_a_config_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_part_of_a_config_is_an_error(tmp_path: Path) -> None:
     path = written(tmp_path / "config.yaml", "derp: {paths: [gone.yaml], urls: []}")
     with pytest.raises(ConfigError, match=r"config\.yaml: derp: cannot read .*gone\.yaml"):
         load(path)
 
 
-def test_config_without_regions(tmp_path: Path) -> None:
+def test_a_config_without_regions_is_a_warning(tmp_path: Path) -> None:
     loaded = load(written(tmp_path / "config.yaml", "derp: {paths: [], urls: []}"))
     assert loaded.map == DERPMap()
     assert "has no regions" in loaded.warnings[0]

@@ -1,4 +1,4 @@
-"""DERP maps: read as Go reads them, written as it writes them, checked more strictly."""
+"""DERP maps: read and written as Go does, checked more strictly."""
 
 from __future__ import annotations
 
@@ -103,19 +103,19 @@ FULL_JSON = """\
 # JSON
 
 
-def test_map_of_one_region() -> None:
+def test_a_map_of_one_region_is_read_and_written() -> None:
     assert DERPMap.from_json(LAB_JSON) == LAB_MAP
     assert DERPMap.from_json(LAB_JSON.encode()) == LAB_MAP
     assert DERPMap.from_json(json.loads(LAB_JSON)) == LAB_MAP
     assert LAB_MAP.to_json() == LAB_JSON
 
 
-def test_map_with_every_field() -> None:
+def test_a_map_with_every_field_is_read_and_written() -> None:
     assert DERPMap.from_json(FULL_JSON) == FULL_MAP
     assert FULL_MAP.to_json(pretty=True) == FULL_JSON
 
 
-def test_names_in_any_case_unknown_names_and_nulls() -> None:
+def test_names_match_in_any_case_and_unknown_names_and_nulls_are_ignored() -> None:
     text = """{"regions": {"900": {"regionid": 900, "NODES": [null, {
         "hostname": "h", "NAME": "900a", "regionID": 900, "New": [1], "derpport": null
     }], "more": {}}, "7": null}, "OmitDefaultRegions": true, "x": 1e999}"""
@@ -126,20 +126,20 @@ def test_names_in_any_case_unknown_names_and_nulls() -> None:
 
 
 @pytest.mark.parametrize("text", ["null", "{}", '{"Regions":null,"HomeParams":null}'])
-def test_nothing_said_is_nothing_known(text: str) -> None:
+def test_absent_regions_are_unknown(text: str) -> None:
     derp_map = DERPMap.from_json(text)
     assert derp_map == DERPMap(keep_regions=True)
     assert derp_map.to_json() == '{"Regions":null}'
 
 
-def test_no_regions_are_not_the_same_as_nothing_said() -> None:
+def test_no_regions_differ_from_absent_ones() -> None:
     derp_map = DERPMap.from_json('{"Regions":{}}')
     assert derp_map == DERPMap()
     assert derp_map.to_json() == '{"Regions":{}}'
 
 
 @pytest.mark.parametrize("text", ['{"HomeParams":{}', '{"HomeParams":{"RegionScore":{}}'])
-def test_empty_scores_are_not_the_same_as_none(text: str) -> None:
+def test_empty_scores_differ_from_absent_ones(text: str) -> None:
     text += ',"Regions":{}}'
     assert DERPMap.from_json(text).to_json() == text
 
@@ -190,7 +190,7 @@ AT = 'Regions["900"]'
         ),
     ],
 )
-def test_wrong_type_is_refused_with_its_place(document: Any, error: str) -> None:
+def test_a_wrong_type_is_refused_with_its_place(document: Any, error: str) -> None:
     for source in (json.dumps(document), document):
         if source == "x":
             continue
@@ -199,7 +199,7 @@ def test_wrong_type_is_refused_with_its_place(document: Any, error: str) -> None
         assert str(caught.value).startswith(error)
 
 
-def test_number_out_of_range_is_refused() -> None:
+def test_a_number_out_of_range_is_refused() -> None:
     with pytest.raises(InvalidMap, match=r'^Regions\["1"\].Latitude: the number is out of range$'):
         DERPMap.from_json('{"Regions":{"1":{"Latitude":1e999}}}')
 
@@ -244,7 +244,7 @@ maps = st.builds(
 
 @quick
 @given(maps, st.booleans())
-def test_what_is_written_is_read_back(derp_map: DERPMap, pretty: bool) -> None:
+def test_a_written_map_is_read_back(derp_map: DERPMap, pretty: bool) -> None:
     text = derp_map.to_json(pretty=pretty)
     assert DERPMap.from_json(text) == derp_map
     assert DERPMap.from_json(text).to_json(pretty=pretty) == text
@@ -263,7 +263,7 @@ json_values = st.recursive(
 @quick
 @given(json_values)
 def test_any_json_is_a_map_or_an_error(document: Any) -> None:
-    """And what is a map can be written, checked and read again."""
+    """A map can be written, checked and read again."""
     text = json.dumps(document)
     try:
         derp_map = DERPMap.from_json(text)
@@ -283,14 +283,14 @@ def test_any_bytes_are_a_map_or_an_error(data: bytes) -> None:
 # Updates
 
 
-def test_update_with_regions_replaces_them() -> None:
+def test_an_update_with_regions_replaces_them() -> None:
     update = DERPMap(regions={1: DERPRegion(region_id=1)})
     merged = update.merge(LAB_MAP)
     assert merged.regions == update.regions
     assert not merged.omit_default_regions
 
 
-def test_update_without_regions_keeps_them_and_what_belongs_to_them() -> None:
+def test_an_update_without_regions_keeps_them_and_their_settings() -> None:
     update = DERPMap.from_json('{"HomeParams":{"RegionScore":{"900":2}}}')
     merged = update.merge(LAB_MAP)
     assert merged == dataclasses.replace(LAB_MAP, home_params=update.home_params)
@@ -306,7 +306,7 @@ def test_update_without_regions_keeps_them_and_what_belongs_to_them() -> None:
         ({2: 0.5}, {1: 2.0}, {2: 0.5}),
     ],
 )
-def test_scores_of_an_update(
+def test_scores_of_an_update_replace_the_previous_ones(
     update: dict[int, float] | None,
     previous: dict[int, float] | None,
     merged: dict[int, float] | None,
@@ -317,7 +317,7 @@ def test_scores_of_an_update(
     assert DERPMap().merge(before).home_params == before.home_params
 
 
-def test_first_update_has_nothing_to_keep() -> None:
+def test_the_first_update_keeps_nothing() -> None:
     update = DERPMap(home_params=HomeParams())
     assert update.merge(DERPMap()) == update
 
@@ -326,23 +326,23 @@ def test_first_update_has_nothing_to_keep() -> None:
 
 
 @pytest.mark.parametrize("wanted", [900, "900", "+900", "0900", "lab"])
-def test_region_by_id_or_code(wanted: int | str) -> None:
+def test_a_region_is_found_by_id_or_code(wanted: int | str) -> None:
     assert LAB_MAP.region(wanted) == LAB
 
 
 @pytest.mark.parametrize("wanted", [0, -900, 901, "901", "Lab", "LAB", "", "9e2", "900 "])
-def test_no_such_region(wanted: int | str) -> None:
+def test_an_unknown_region_is_none(wanted: int | str) -> None:
     assert LAB_MAP.region(wanted) is None
 
 
-def test_number_that_is_no_id_is_a_code() -> None:
-    """Ids end at 2^53-1 and begin at 1."""
+def test_a_number_that_is_no_id_is_a_code() -> None:
+    """Ids are from 1 to 2^53-1."""
     for code in ("9007199254740992", "0", "-5"):
         odd = DERPRegion(region_id=1, region_code=code)
         assert DERPMap(regions={1: odd, int(code): LAB}).region(code) == odd
 
 
-def test_port_of_a_node() -> None:
+def test_the_port_of_a_node_has_a_default() -> None:
     assert NODE.derp_port_or(443) == 443
     assert FULL_NODE.derp_port_or(443) == 8443
 
@@ -351,7 +351,7 @@ def test_port_of_a_node() -> None:
 
 
 def changed(**changes: Any) -> DERPMap:
-    """The map of the lab and a good second region, with changes to the lab's node."""
+    """The lab's map and a good second region, with changes to the lab's node."""
     region = dataclasses.replace(LAB, nodes=(dataclasses.replace(NODE, **changes),))
     other = dataclasses.replace(NODE, name="901a", region_id=901)
     return DERPMap(regions={900: region, 901: DERPRegion(region_id=901, nodes=(other,))})
@@ -360,7 +360,7 @@ def changed(**changes: Any) -> DERPMap:
 NO_HOST = "no HostName: only a node with InsecureForTests and IPv4 or IPv6 works without"
 
 
-def test_good_map_has_no_problems() -> None:
+def test_a_good_map_has_no_problems() -> None:
     derp_map = changed()
     assert derp_map.problems().errors == ()
     assert derp_map.problems().warnings == ()
@@ -405,7 +405,7 @@ def test_good_map_has_no_problems() -> None:
         ),
     ],
 )
-def test_error_in_a_node(changes: dict[str, Any], error: str) -> None:
+def test_an_error_in_a_node_has_its_place(changes: dict[str, Any], error: str) -> None:
     derp_map = changed(**changes)
     assert derp_map.problems().errors == (error,)
     with pytest.raises(InvalidMap) as caught:
@@ -427,7 +427,7 @@ def test_error_in_a_node(changes: dict[str, Any], error: str) -> None:
         {"host_name": "", "ipv4": "203.0.113.5", "insecure_for_tests": True},
     ],
 )
-def test_nothing_wrong_with_a_node(changes: dict[str, Any]) -> None:
+def test_a_valid_node_has_no_problem(changes: dict[str, Any]) -> None:
     assert changed(**changes).check() == ()
 
 
@@ -444,7 +444,7 @@ def test_nothing_wrong_with_a_node(changes: dict[str, Any]) -> None:
         (900, dataclasses.replace(LAB, nodes=()), "region 900: no nodes"),
     ],
 )
-def test_error_in_a_region(key: int, region: DERPRegion, error: str) -> None:
+def test_an_error_in_a_region_is_found(key: int, region: DERPRegion, error: str) -> None:
     with pytest.raises(InvalidMap, match=error):
         DERPMap(regions={key: region}).check()
 

@@ -1,4 +1,4 @@
-"""What a relay says of itself in a DERP map."""
+"""A relay's own node in a DERP map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_usual_ports_are_left_out() -> None:
     )
 
 
-def test_other_ports_and_missing_ones_are_in_the_node() -> None:
+def test_other_ports_and_absent_ones_are_in_the_node() -> None:
     node = own_node("192.0.2.1", cert_name=PIN, derp_port=8443, stun_port=None)
     assert (node.derp_port, node.stun_port, node.cert_name) == (8443, -1, PIN)
 
@@ -36,7 +36,7 @@ def test_the_region_code_comes_from_the_name() -> None:
     assert (region.nodes[0].ipv4, region.nodes[0].ipv6) == ("", "")
 
 
-def test_an_address_need_not_be_looked_up() -> None:
+def test_a_node_with_an_address_has_it_in_its_fields() -> None:
     derp_map = own_map(own_node("192.0.2.1", derp_port=443, stun_port=3478))
     assert derp_map.region("relay") == derp_map.regions[900]
     (node,) = derp_map.regions[900].nodes
@@ -45,7 +45,7 @@ def test_an_address_need_not_be_looked_up() -> None:
     assert derp_map.problems().errors == ()
 
 
-def test_headscale_s_yaml() -> None:
+def test_the_map_as_yaml_of_headscale() -> None:
     node = own_node("2001:db8::7", cert_name=PIN, derp_port=8443, stun_port=None)
     assert headscale_yaml(own_map(node)).splitlines() == [
         "regions:",

@@ -41,7 +41,7 @@ def second(**values: Any) -> DERPMap:
     return region(nodes=(A, dataclasses.replace(B, **values)))
 
 
-def test_defaults_that_are_written_out() -> None:
+def test_explicit_defaults_change_no_port() -> None:
     """Clients compare the members, and reconnect; but nothing else changes."""
     assert changes(OLD, second(derp_port=443, stun_port=3478)) == [
         CHANGED,
@@ -56,7 +56,7 @@ def test_defaults_that_are_written_out() -> None:
     ]
 
 
-def test_loses_its_only_ipv6_node() -> None:
+def test_the_loss_of_the_only_ipv6_node_is_named() -> None:
     assert changes(OLD, second(ipv6="none")) == [
         CHANGED,
         (
@@ -277,7 +277,7 @@ def test_loses_its_only_ipv6_node() -> None:
         ),
     ],
 )
-def test_sentence(old: DERPMap, new: DERPMap, path: str, text: str) -> None:
+def test_each_change_has_a_sentence(old: DERPMap, new: DERPMap, path: str, text: str) -> None:
     assert (path, text) in changes(old, new)
 
 
@@ -286,7 +286,7 @@ def test_order_of_regions_does_not_count() -> None:
     assert diff(one, DERPMap(regions={902: OTHER, 901: LAB})) == []
 
 
-def test_scores_that_are_not_said_stay() -> None:
+def test_absent_scores_stay() -> None:
     old = dataclasses.replace(OLD, home_params=HomeParams(region_score={901: 0.5}))
     assert diff(old, OLD) == []
     assert diff(old, dataclasses.replace(OLD, home_params=HomeParams(region_score={}))) != []
@@ -294,7 +294,7 @@ def test_scores_that_are_not_said_stay() -> None:
 
 @quick
 @given(maps, maps)
-def test_same_maps_have_no_changes_and_others_have(one: DERPMap, two: DERPMap) -> None:
+def test_only_different_maps_have_changes(one: DERPMap, two: DERPMap) -> None:
     assert diff(one, one) == []
     regions = (one.regions, one.omit_default_regions)
     if regions != (two.regions, two.omit_default_regions):

@@ -1,4 +1,4 @@
-"""Text that holds a map: which form it has, and what is wrong with it, and where."""
+"""Text that holds a map: its form, its errors, and their places."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HUJSON = JSON.replace("}\n", "}, // the last one\n", 1).replace("{", "/* a */ {"
         (f"# mine\n---\n{headscale_yaml(LAB)}\n", MapKind.HEADSCALE, False),
     ],
 )
-def test_form_is_found_out(text: str, kind: MapKind, has_comments: bool) -> None:
+def test_the_form_is_detected(text: str, kind: MapKind, has_comments: bool) -> None:
     read = read_map_text(text.encode())
     assert (read.map, read.kind, read.has_comments) == (LAB, kind, has_comments)
     assert read.warnings == ()
@@ -92,13 +92,13 @@ def test_form_is_found_out(text: str, kind: MapKind, has_comments: bool) -> None
         ("regions: \x01", "not YAML: "),
     ],
 )
-def test_what_is_wrong_and_where(text: str, error: str) -> None:
+def test_an_error_has_its_place(text: str, error: str) -> None:
     with pytest.raises(InvalidMap) as caught:
         read_map_text(text.encode())
     assert str(caught.value).startswith(error)
 
 
-def test_form_that_was_asked_for() -> None:
+def test_a_requested_form_is_the_only_one_read() -> None:
     with pytest.raises(InvalidMap, match=r"^not JSON: .*line 1, column 1"):
         read_map_text(HUJSON.encode(), MapKind.JSON)
     with pytest.raises(InvalidMap, match="the policy has no derpMap"):
@@ -110,23 +110,23 @@ def test_form_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("module", "text"), [("yaml", "regions: {}"), ("jsonyx", "{} // x")])
-def test_library_that_is_not_installed(
+def test_a_missing_library_is_named(
     module: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain JSON needs none."""
+    """Plain JSON needs no library."""
     monkeypatch.setitem(sys.modules, module, None)
     assert read_map_text(JSON.encode()).map == LAB
     with pytest.raises(MissingExtra, match=rf"need the package {module}.*pyderp\[cli\]"):
         read_map_text(text.encode())
 
 
-def test_size_is_bounded() -> None:
+def test_the_size_is_bounded() -> None:
     with pytest.raises(InvalidMap, match="larger than 16 MiB"):
         read_map_text(b" " * (MAX_MAP + 1))
 
 
 def test_aliases_are_bounded() -> None:
-    """Of ten lines that would be ten thousand million values."""
+    """Ten lines of aliases would become ten thousand million values."""
     lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
     lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     text = "\n".join(["regions: {}", *lines])
@@ -154,8 +154,8 @@ values = st.recursive(
 
 @quick
 @given(maps, st.dictionaries(st.sampled_from(["a", "new-member", "no", "x.y", "é"]), values))
-def test_every_form_holds_every_map(derp_map: DERPMap, unknown: dict[str, JSONValue]) -> None:
-    """What is unknown is kept, too."""
+def test_every_form_can_hold_every_map(derp_map: DERPMap, unknown: dict[str, JSONValue]) -> None:
+    """Unknown members are kept as well."""
     node = DERPNode(name="n", region_id=1, host_name="h", unknown=unknown)
     regions = {**derp_map.regions, 1: DERPRegion(region_id=1, nodes=(node,), unknown=unknown)}
     whole = dataclasses.replace(derp_map, regions=regions, unknown=unknown)
@@ -172,8 +172,8 @@ def test_every_form_holds_every_map(derp_map: DERPMap, unknown: dict[str, JSONVa
         assert read.regions[1].nodes[0].unknown == wanted.regions[1].nodes[0].unknown
 
 
-def test_ten_thousand_nodes() -> None:
-    """In all forms; the bound of this test is that of all tests."""
+def test_ten_thousand_nodes_are_read_in_time() -> None:
+    """In all forms, within the time that every test has."""
     nodes = [
         {"Name": f"{n}a", "RegionID": n, "HostName": f"derp{n}.example.com", "IPv4": "192.0.2.1"}
         for n in range(1, 10_001)

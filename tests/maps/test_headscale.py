@@ -26,8 +26,8 @@ extra: {a: [1]}
 """
 
 
-def test_known_members_have_go_s_kinds() -> None:
-    """Text is text where text is wanted, and `yes` is true where a boolean is."""
+def test_known_members_have_the_types_of_go() -> None:
+    """A text member is text, and `yes` is true for a boolean member."""
     tree, warnings = map_tree(parse_yaml(FULL))
     assert tree == {
         "Regions": {
@@ -68,7 +68,7 @@ def test_keys_in_another_case_are_ignored_with_a_warning() -> None:
     ]
 
 
-def test_nothing_is_no_map() -> None:
+def test_empty_text_is_no_map() -> None:
     assert map_tree(parse_yaml("")) == (None, [])
 
 
@@ -76,7 +76,7 @@ def config(text: str) -> HeadscaleConfig | None:
     return read_config(parse_yaml(text))
 
 
-def test_config() -> None:
+def test_a_config_has_paths_and_urls() -> None:
     text = "derp:\n  urls: [https://a/b]\n  paths: [/etc/derp.yaml, more.yaml]\n"
     assert config(text) == HeadscaleConfig(
         paths=("/etc/derp.yaml", "more.yaml"), urls=("https://a/b",)
@@ -89,7 +89,7 @@ def test_config() -> None:
     ("url", "port"),
     [("https://hs.example.com", 443), ("http://hs.example.com", 80), ("https://hs.x:8443", 8443)],
 )
-def test_embedded_relay(url: str, port: int) -> None:
+def test_the_embedded_relay_is_a_region(url: str, port: int) -> None:
     text = f"""
 server_url: {url}
 derp:
@@ -123,7 +123,7 @@ derp:
         ),
     ],
 )
-def test_config_that_is_wrong(text: str, error: str) -> None:
+def test_a_wrong_config_is_refused(text: str, error: str) -> None:
     with pytest.raises(InvalidMap) as caught:
         config(text)
     assert str(caught.value).startswith(error)

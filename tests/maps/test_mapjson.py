@@ -34,11 +34,11 @@ from pyderp.maps.mapjson import JSONValue, Reader, dump, parse, parse_id
         ({"b": [1, True, None], "a": {"x": 1.5}}, '{"b":[1,true,null],"a":{"x":1.5}}'),
     ],
 )
-def test_written_as_go_does(value: JSONValue, text: str) -> None:
+def test_json_is_written_as_go_does(value: JSONValue, text: str) -> None:
     assert dump(value) == text
 
 
-def test_pretty_form_has_a_tab_a_level() -> None:
+def test_the_pretty_form_has_a_tab_a_level() -> None:
     value: JSONValue = {"a": [1, {"b": 2}], "c": [], "d": {}}
     assert dump(value, pretty=True) == (
         '{\n\t"a": [\n\t\t1,\n\t\t{\n\t\t\t"b": 2\n\t\t}\n\t],\n\t"c": [],\n\t"d": {}\n}'
@@ -46,7 +46,7 @@ def test_pretty_form_has_a_tab_a_level() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_number_that_is_not_finite_cannot_be_written(value: float) -> None:
+def test_a_number_that_is_not_finite_cannot_be_written(value: float) -> None:
     with pytest.raises(InvalidMap, match="JSON cannot hold the number"):
         dump({"a": value})
 
@@ -68,12 +68,12 @@ def test_number_that_is_not_finite_cannot_be_written(value: float) -> None:
     ],
     ids=range(11),
 )
-def test_what_is_not_json_is_refused(text: str | bytes) -> None:
+def test_text_that_is_not_json_is_refused(text: str | bytes) -> None:
     with pytest.raises(InvalidMap, match=r"^not JSON: "):
         parse(text)
 
 
-def test_bytes_that_are_no_utf_8_are_replaced() -> None:
+def test_bytes_that_are_not_utf_8_are_replaced() -> None:
     assert parse(b'"a\xffb"') == "a\ufffdb"
 
 
@@ -98,11 +98,11 @@ def test_bytes_that_are_no_utf_8_are_replaced() -> None:
         ("+-1", None),
     ],
 )
-def test_id_is_read_as_go_does(text: str, number: int | None) -> None:
+def test_an_id_is_read_as_go_does(text: str, number: int | None) -> None:
     assert parse_id(text) == number
 
 
-def test_member_is_found_in_any_case_and_the_last_one_counts() -> None:
+def test_a_member_is_found_in_any_case_and_the_last_one_counts() -> None:
     reader = Reader(parse('{"Name":"a","nAME":"b","x":1,"Name":"c"}'))
     assert reader.text("name") == "c"
     assert Reader(parse('{"Name":"c","Name":"x","NAME":"d"}')).text("Name") == "d"

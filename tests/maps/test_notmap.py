@@ -1,4 +1,4 @@
-"""A program that reads something else than a DERP map learns what it has read."""
+"""A file that is not a DERP map is named by what it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("text", "error"), OTHERS)
-def test_what_is_no_map_is_named(text: str, error: str) -> None:
+def test_other_files_are_named(text: str, error: str) -> None:
     for source in (text, text.encode()):
         with pytest.raises(InvalidMap) as caught:
             DERPMap.from_json(source)

@@ -9,12 +9,12 @@ from pyderp.errors import InvalidMap
 from pyderp.maps.policy import map_in_policy, parse_hujson
 
 
-def test_comments_and_trailing_commas() -> None:
+def test_comments_and_trailing_commas_are_read() -> None:
     text = '/* a\n */ {"a": [1, 2,], // x\n "b": "// no comment /* */", }'
     assert parse_hujson(text) == {"a": [1, 2], "b": "// no comment /* */"}
 
 
-def test_repeated_names_are_seen() -> None:
+def test_duplicate_names_are_found() -> None:
     document = parse_hujson('{"a": 1, "b": {}, "a": 2,}')
     assert isinstance(document, gojson.Object)
     assert document.pairs == [("a", 1), ("b", {}), ("a", 2)]
@@ -22,7 +22,7 @@ def test_repeated_names_are_seen() -> None:
 
 
 @pytest.mark.parametrize("text", ["{'a': 1}", "{a: 1}", "[1 2]", "[NaN]", "# x\n{}", "[01]"])
-def test_no_other_liberties(text: str) -> None:
+def test_other_extensions_of_json_are_refused(text: str) -> None:
     """A tailnet's policy must not have them either."""
     with pytest.raises(InvalidMap, match=r"^line [12], column \d+: "):
         parse_hujson(text)
@@ -37,7 +37,7 @@ def test_no_other_liberties(text: str) -> None:
         ("[]", None),
     ],
 )
-def test_map_in_a_policy(text: str, found: object) -> None:
+def test_the_map_in_a_policy_is_read(text: str, found: object) -> None:
     assert map_in_policy(parse_hujson(text)) == found
 
 

@@ -1,4 +1,4 @@
-"""headscale's YAML as pyderp writes it: names in lower case, but those of unknown members."""
+"""headscale's YAML as pyderp writes it: names in lower case, except unknown members."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_known_names_are_in_lower_case() -> None:
 
 
 @pytest.mark.parametrize("level", ["map", "home", "region", "node"])
-def test_unknown_names_stay_as_they_are_written(level: str) -> None:
-    """Also those that are known elsewhere, or that a reader of YAML would take for a boolean."""
+def test_unknown_names_keep_their_case(level: str) -> None:
+    """Also names that are known elsewhere, or that a YAML reader would take for a boolean."""
     more = {**UNKNOWN, "Nodes" if level == "node" else "HostName": "elsewhere"}
     node = {"Name": "1a", "RegionID": 1, "HostName": "h", **(more if level == "node" else {})}
     region = {"RegionID": 1, "Nodes": [node], **(more if level == "region" else {})}

@@ -1,4 +1,4 @@
-"""YAML as headscale's reader takes it."""
+"""YAML as headscale's reader parses it."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def plain(tree: Tree | None) -> object:
         ("|\n  a\n  b\n", "a\nb\n"),
     ],
 )
-def test_value_by_itself(text: str, value: object) -> None:
-    """The core schema of YAML 1.2: no octal by a zero, no times, no dates, no yes."""
+def test_scalars_follow_the_core_schema(text: str, value: object) -> None:
+    """That of YAML 1.2: a leading zero is no octal; no times, no dates, no `yes`."""
     assert plain(parse_yaml(text)) == value
 
 
-def test_place_of_a_value() -> None:
+def test_a_value_has_its_place() -> None:
     tree = parse_yaml("a:\n  - b: 1\n    c: x\n")
     assert isinstance(tree, YamlMapping)
     (item,) = tree.items["a"].items if isinstance(tree.items["a"], YamlList) else []
@@ -58,7 +58,7 @@ def test_place_of_a_value() -> None:
     assert item.items["c"] == YamlScalar("x", True, 3, 8)
 
 
-def test_aliases_and_merges() -> None:
+def test_aliases_and_merges_are_resolved() -> None:
     text = """
 base: &base {a: 1, b: 2}
 more: &more {b: 3, c: 4}
@@ -75,7 +75,7 @@ quoted: {"<<": 1}
     assert tree["quoted"] == {"<<": 1}
 
 
-def test_first_document_only() -> None:
+def test_only_the_first_document_is_read() -> None:
     assert plain(parse_yaml("a: 1\n---\nb: 2\n")) == {"a": 1}
 
 
@@ -92,7 +92,7 @@ def test_first_document_only() -> None:
         ("\x00", "not YAML: "),
     ],
 )
-def test_what_is_wrong_and_where(text: str, error: str) -> None:
+def test_an_error_has_its_place(text: str, error: str) -> None:
     with pytest.raises(InvalidMap) as caught:
         parse_yaml(text)
     assert str(caught.value).startswith(error)

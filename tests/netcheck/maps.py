@@ -1,4 +1,4 @@
-"""Maps and reports that the tests of netcheck share."""
+"""Maps and reports for the tests of netcheck."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyderp.netcheck.report import Report
 
 
 def node(region: int, index: int = 0, **more: Any) -> DERPNode:
-    """A node with an address of each family: 1a is the first of region 1."""
+    """A node with an address of each family; 1a is the first of region 1."""
     name = f"{region}{chr(ord('a') + index)}"
     values: dict[str, Any] = {
         "name": name,
@@ -45,7 +45,7 @@ def report(
     v6: Mapping[int, float] | None = None,
     now: int = 0,
 ) -> Report:
-    """A report with latencies in milliseconds; what is not said of a family is none."""
+    """A report with latencies in milliseconds; a family without values has none."""
     return Report(
         now=now,
         udp=bool(latencies),

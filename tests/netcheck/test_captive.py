@@ -1,4 +1,4 @@
-"""Which relays are asked for a captive portal, and which answers are one."""
+"""Which relays are asked for a captive portal, and which answers mean one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ENDPOINT = Endpoint("192.0.2.1")
 GOOD = ("x-tailscale-response", "response ts_192.0.2.1")
 
 
-def test_home_comes_first_and_five_are_enough() -> None:
+def test_home_comes_first_and_five_relays_are_enough() -> None:
     derp_map = map_of(*(region(n, node(n, can_port_80=True)) for n in range(1, 9)))
     addresses = [each.address for each in captive_endpoints(derp_map, 7)]
     assert addresses == ["192.0.2.70", "192.0.2.10", "192.0.2.20", "192.0.2.30", "192.0.2.40"]
 
 
-def test_what_is_not_asked() -> None:
-    """No port 80, no IPv4 address in the map, or a region that is not measured."""
+def test_relays_that_cannot_be_asked_are_left_out() -> None:
+    """Those without port 80, without an IPv4 address in the map, or of unmeasured regions."""
     derp_map = map_of(
         region(1),
         region(2, node(2, can_port_80=True, ipv4="")),
@@ -43,11 +43,13 @@ def test_what_is_not_asked() -> None:
         pytest.param(204, ((GOOD[0], "response ts_x"),), True, id="another_answer"),
     ],
 )
-def test_answers(status: int, headers: tuple[tuple[str, str], ...], captive: bool) -> None:
+def test_any_other_answer_is_a_captive_portal(
+    status: int, headers: tuple[tuple[str, str], ...], captive: bool
+) -> None:
     assert is_captive(ENDPOINT, HttpReply(status, "", headers)) is captive
 
 
-def test_the_request() -> None:
+def test_the_request_is_that_of_go() -> None:
     """Go's TestCaptivePortalRequest: path, time, no cache, the challenge."""
     http = HttpExchange(ENDPOINT.address, ENDPOINT.target(1234), headers=ENDPOINT.headers)
     head = http.request.decode().split("\r\n")
@@ -57,8 +59,8 @@ def test_the_request() -> None:
     assert cache in head
 
 
-def test_our_own_relay_is_no_portal() -> None:
-    """Go's TestAgainstDERPHandler: what the relay answers to this very request."""
+def test_a_relay_of_pyderp_is_no_portal() -> None:
+    """Go's TestAgainstDERPHandler: the relay's answer to this request."""
     http = HttpExchange(ENDPOINT.address, ENDPOINT.target(1234), headers=ENDPOINT.headers)
     connection = HttpConnection()
     connection.receive_data(http.request)

@@ -1,4 +1,4 @@
-"""The shell: real sockets on loopback, names, bounds, and what is left behind."""
+"""The shell: real sockets on loopback, names, limits, and no leftovers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def local(number: int, port: int, **more: Any) -> DERPMap:
     return map_of(region(number, node(number, **(values | more))))
 
 
-async def test_one_server_on_loopback() -> None:
+async def test_one_server_on_loopback_is_measured() -> None:
     """Go's TestBasic, and the second run, which is incremental."""
     async with stun_server() as port, Netcheck(NetcheckConfig(only_stun=True)) as check:
         derp_map = local(1, port)
@@ -76,7 +76,7 @@ async def test_names_are_looked_up_once_a_family() -> None:
 
     config = NetcheckConfig(only_stun=True, resolver=resolver)
     async with stun_server() as port, Netcheck(config) as check:
-        # A test node is asked whichever addresses this host has.
+        # A test node is asked on a host with any addresses.
         derp_map = map_of(
             region(1, node(1, ipv4="", ipv6="", stun_port=port)),
             region(2, node(2, ipv4="127.0.0.1", ipv6="", stun_port=port)),
@@ -91,7 +91,7 @@ async def test_names_are_looked_up_once_a_family() -> None:
 async def test_ten_thousand_names_that_hang_take_few_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The run ends in its time, and what it looked up is cancelled."""
+    """The run ends in its time, and its look-ups are cancelled."""
     hanging = most = 0
 
     async def resolver(_host: str, _family: socket.AddressFamily) -> Sequence[IPAddress]:
@@ -116,11 +116,11 @@ async def test_ten_thousand_names_that_hang_take_few_threads(
     assert not report.udp
     assert hanging == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    # Without any address of this host nothing is asked at all.
+    # Without any address of this host no relay is asked.
     assert most <= shell.LOOKUPS
 
 
-async def test_ten_thousand_servers_that_answer() -> None:
+async def test_ten_thousand_servers_are_measured() -> None:
     async with stun_server() as port, Netcheck(NetcheckConfig(only_stun=True)) as check:
         values: dict[str, Any] = {"ipv4": "127.0.0.1", "ipv6": "none", "stun_port": port}
         derp_map = map_of(
@@ -164,12 +164,12 @@ async def test_cancelling_leaves_nothing_and_keeps_what_was_measured() -> None:
         ({"bind_port": -1}, "invalid bind port number: -1"),
     ],
 )
-def test_settings_that_cannot_be_used(values: dict[str, Any], text: str) -> None:
+def test_unusable_settings_are_refused(values: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         NetcheckConfig(**values)
 
 
-async def test_an_address_that_cannot_be_bound() -> None:
+async def test_an_address_that_cannot_be_bound_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot bind UDP to 192\.0\.2\.77:0"):
         async with Netcheck(NetcheckConfig(bind_host="192.0.2.77")):
             pass
@@ -234,7 +234,7 @@ async def https_server(directory: Path, answer: bytes) -> AsyncIterator[DERPMap]
 ONLY_HTTPS = NetcheckConfig(only_tcp_443=True, network=NetworkSettings())
 
 
-def test_latency_by_https(tmp_path: Path) -> None:
+def test_latency_is_measured_over_https(tmp_path: Path) -> None:
     async def main() -> None:
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
         async with https_server(tmp_path, answer) as derp_map, Netcheck(ONLY_HTTPS) as check:
@@ -248,8 +248,8 @@ def test_latency_by_https(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_note_of_a_relay_that_is_not_there() -> None:
-    """The region and the reason, without names of Go's functions."""
+def test_a_relay_that_cannot_be_reached_has_a_note() -> None:
+    """With region and reason, without names of Go's functions."""
 
     async def main() -> None:
         with socket.socket() as closed:
@@ -282,8 +282,8 @@ def test_a_note_of_a_relay_that_is_not_there() -> None:
         ),
     ],
 )
-def test_a_hostile_relay_is_no_latency(tmp_path: Path, answer: bytes, note: str) -> None:
-    """The run ends in its time, and says what was wrong."""
+def test_a_hostile_relay_has_no_latency(tmp_path: Path, answer: bytes, note: str) -> None:
+    """The run ends in its time, and its notes name the error."""
 
     async def main() -> None:
         async with https_server(tmp_path, answer) as derp_map, Netcheck(ONLY_HTTPS) as check:

@@ -1,4 +1,4 @@
-"""A run in virtual time: what is sent when, what ends it, and what the report then says."""
+"""A run in virtual time: what is sent when, what ends it, and the report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def all_of(
     }
 
 
-def test_one_region_that_answers() -> None:
+def test_a_region_that_answers_ends_the_run() -> None:
     """Go's TestBasic: the second request waits no longer than for the first answer."""
     net = VirtualNetwork(stun=all_of(ONE))
     found = net.run(ONE)
@@ -67,7 +67,7 @@ def test_both_families_are_measured() -> None:
 
 
 def test_lost_requests_are_sent_again() -> None:
-    """At 100 and 200 ms, and the least latency counts."""
+    """After 100 and 200 ms; the least latency counts."""
     net = VirtualNetwork(stun=all_of(ONE), lost=lambda _, number: number < 3)
     found = net.run(ONE)
     assert net.said("stun") == ["0 stun 1a v4", "100 stun 1a v4", "200 stun 1a v4"]
@@ -75,7 +75,7 @@ def test_lost_requests_are_sent_again() -> None:
     assert found.region_latency == {1: 10 * MS}
 
 
-def test_an_answer_after_the_retransmit_counts_too() -> None:
+def test_an_answer_after_the_retransmit_counts() -> None:
     net = VirtualNetwork(stun=all_of(ONE, first=150))
     found = net.run(ONE)
     assert net.said("stun") == ["0 stun 1a v4", "100 stun 1a v4"]
@@ -106,7 +106,7 @@ def test_a_mapping_that_varied_once_varies() -> None:
     assert found.global_v4.endswith(":1")
 
 
-def test_three_regions_are_enough() -> None:
+def test_three_regions_end_a_run() -> None:
     """Others get twice the time of the slowest of the three."""
     stun = {("1a", V4): 10.0, ("2a", V4): 20.0, ("3a", V4): 30.0, ("4a", V4): 85.0}
     net = VirtualNetwork(stun=stun)
@@ -118,15 +118,15 @@ def test_three_regions_are_enough() -> None:
 
 
 @pytest.mark.parametrize("more", [{"verbose": True}, {"all_regions": True}])
-def test_three_are_not_enough_if_verbose(more: dict[str, bool]) -> None:
-    """Or if each region is to be shown beside what it relays."""
+def test_three_regions_do_not_end_a_verbose_run(more: dict[str, bool]) -> None:
+    """Nor one that measures relaying, as each region is to be shown."""
     net = VirtualNetwork(stun=all_of(FIVE, first=100))
     found = net.run(FIVE, RunOptions(have_v6=False, **more))
     assert set(found.region_latency) == {1, 2, 3, 4, 5}
     assert net.took == 500
 
 
-def test_an_incremental_run_waits_once_as_long() -> None:
+def test_an_incremental_run_waits_once_the_time_of_the_slowest() -> None:
     last = report({1: 10, 2: 20, 3: 30}, v4={1: 10})
     stun = {("1a", V4): 10.0, ("2a", V4): 20.0, ("3a", V4): 30.0}
     net = VirtualNetwork(stun=stun, lost=lambda probe, _: probe.node.name == "4a")
@@ -135,7 +135,7 @@ def test_an_incremental_run_waits_once_as_long() -> None:
 
 
 def test_a_silent_region_costs_the_whole_stun_phase() -> None:
-    """As in Go; see the differences for what one could wish."""
+    """As in Go; the page on differences says what would be better."""
     net = VirtualNetwork(stun={("1a", V4): 10.0})
     found = net.run(TWO)
     assert net.took == 3000
@@ -143,7 +143,7 @@ def test_a_silent_region_costs_the_whole_stun_phase() -> None:
     assert not net.said("https")
 
 
-def test_what_helps_no_more_is_not_sent() -> None:
+def test_requests_that_add_nothing_are_not_sent() -> None:
     """The region has a latency by IPv6, and whether the mapping varies is known."""
     stun = {("1a", V6): 5.0, ("2a", V4): 10.0, ("3a", V4): 10.0}
     net = VirtualNetwork(stun=stun | {("2a", V6): 5.0, ("3a", V6): 5.0})
@@ -168,7 +168,7 @@ def test_without_udp_all_regions_are_measured_by_https_and_icmp() -> None:
     assert net.took == 4200
 
 
-def test_go_s_test_of_blocked_udp() -> None:
+def test_blocked_udp_as_in_go() -> None:
     """TestWorksWhenUDPBlocked: a node for STUN only, so nothing else can be measured."""
     net = VirtualNetwork()
     found = net.run(map_of(region(1, node(1, stun_only=True))))
@@ -186,7 +186,7 @@ def test_a_relay_that_answers_https_slowly_ends_with_the_run() -> None:
 def test_failed_https_leaves_no_latency() -> None:
     net = VirtualNetwork(https={1: -5})
     assert net.run(ONE).region_latency == {}
-    assert net.took == 4000  # ICMP got its second
+    assert net.took == 4000  # ICMP took its second
 
 
 @pytest.mark.parametrize("name", ["avoid", "no_measure_no_home"])
@@ -211,7 +211,7 @@ def test_an_answer_during_the_fallback_counts() -> None:
     assert found.region_v4_latency == {1: 3010 * MS}
 
 
-def test_stun_only() -> None:
+def test_with_stun_only_nothing_else_is_sent() -> None:
     net = VirtualNetwork(https={1: 10})
     found = net.run(PORT_80, RunOptions(have_v6=False, only_stun=True))
     assert net.took == 3000
@@ -219,8 +219,8 @@ def test_stun_only() -> None:
     assert found.captive_portal is None
 
 
-def test_tcp_443_only() -> None:
-    """No STUN phase, no ICMP, and the captive portal is asked all the same, as in Go."""
+def test_with_tcp_443_only_https_and_the_captive_portal_are_tested() -> None:
+    """No STUN phase and no ICMP; the captive portal is tested as in Go."""
     net = VirtualNetwork(https={1: 10, 2: 250}, captive=(5, False))
     found = net.run(PORT_80, RunOptions(have_v6=False, only_tcp_443=True))
     assert net.log == ["0 https 1", "0 https 2", "200 captive 192.0.2.10 192.0.2.20"]
@@ -231,13 +231,13 @@ def test_tcp_443_only() -> None:
 # Captive portal
 
 
-def test_no_portal_is_looked_for_if_stun_answers_first() -> None:
+def test_no_portal_is_tested_if_stun_answers_first() -> None:
     net = VirtualNetwork(stun=all_of(PORT_80), captive=(1, True))
     assert net.run(PORT_80).captive_portal is None
     assert not net.said("captive")
 
 
-def test_a_verbose_run_looks_for_a_portal_all_the_same() -> None:
+def test_a_verbose_run_tests_for_a_portal_in_any_case() -> None:
     net = VirtualNetwork(stun=all_of(PORT_80), captive=(50, False))
     found = net.run(PORT_80, RunOptions(have_v6=False, verbose=True))
     assert found.captive_portal is False
@@ -245,7 +245,7 @@ def test_a_verbose_run_looks_for_a_portal_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("outcome", [True, False])
-def test_a_portal_is_looked_for_after_200_ms_and_awaited(outcome: bool) -> None:
+def test_a_portal_is_tested_after_200_ms_and_awaited(outcome: bool) -> None:
     net = VirtualNetwork(stun=all_of(PORT_80, first=150), captive=(1000, outcome))
     found = net.run(PORT_80, home=2)
     assert net.said("captive") == ["200 captive 192.0.2.20 192.0.2.10"]  # home first
@@ -253,7 +253,7 @@ def test_a_portal_is_looked_for_after_200_ms_and_awaited(outcome: bool) -> None:
     assert net.took == 1200
 
 
-def test_an_incremental_run_looks_for_no_portal() -> None:
+def test_an_incremental_run_tests_for_no_portal() -> None:
     net = VirtualNetwork(stun=all_of(PORT_80, first=300))
     net.run(PORT_80, last=report({1: 300}, v4={1: 300}))
     assert not net.said("captive")
@@ -265,7 +265,7 @@ def test_without_an_interface_there_is_no_portal() -> None:
     assert found.captive_portal is False
 
 
-def test_a_map_without_port_80_leaves_it_open() -> None:
+def test_a_map_without_port_80_leaves_the_portal_unknown() -> None:
     net = VirtualNetwork(stun=all_of(ONE, first=300))
     assert net.run(ONE).captive_portal is None
     assert net.took == 300
@@ -275,7 +275,8 @@ def test_a_map_without_port_80_leaves_it_open() -> None:
 
 
 def test_nothing_outlives_the_run() -> None:
-    """Go's TestReportTimeouts: each phase fits in the run, and a run ends whatever hangs."""
+    """Go's TestReportTimeouts: each phase fits in the run, and a run ends even if all checks
+    hang."""
     assert core.OVERALL >= core.STUN_PHASE + core.ICMP_PHASE
     assert core.OVERALL >= core.HTTPS_PHASE
     net = VirtualNetwork()
@@ -289,7 +290,7 @@ def test_a_map_without_regions_ends_at_once() -> None:
     assert net.took <= 200
 
 
-def test_ten_thousand_regions() -> None:
+def test_ten_thousand_regions_do_not_prolong_a_run() -> None:
     """Three that answer end the run, and no request is sent twice before its time."""
     derp_map = map_of(*(region(n, node(1, 0, region_id=n, name=f"{n}a")) for n in range(1, 10_001)))
     net = VirtualNetwork(stun={("9998a", V4): 5.0, ("9999a", V4): 5.0, ("10000a", V4): 5.0})

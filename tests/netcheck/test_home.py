@@ -18,7 +18,7 @@ START = 1_000_000 * SECOND
 
 @dataclass
 class Step:
-    """A report, so many seconds after the first, and the home that follows from it."""
+    """A report, this many seconds after the first, and the home that follows from it."""
 
     after: float
     latencies: Mapping[int, float]
@@ -106,8 +106,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_home(case: Case) -> None:
-    """The home after the last step, and how many reports are remembered."""
+def test_the_home_is_that_of_go(case: Case) -> None:
+    """After the last step, with the number of remembered reports."""
     history = History()
     for step in case.steps:
         now = START + round(step.after * SECOND)
@@ -125,7 +125,7 @@ def test_home(case: Case) -> None:
     assert len(history) == case.kept
 
 
-def test_a_report_of_305_seconds_ago_counts_and_an_older_one_does_not() -> None:
+def test_a_report_counts_for_305_seconds() -> None:
     for extra, kept in ((0, 2), (1, 1)):
         history = History()
         history.add(report({1: 10}, now=START))

@@ -1,4 +1,4 @@
-"""ICMP echoes: their bytes, answers that are none, and the kernel's refusal."""
+"""ICMP echoes: their bytes, invalid answers, and refusals of the kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def reply(sequence: int, payload: bytes, *, kind: int = 0, code: int = 0) -> byt
     return bytes((kind, code, 0, 0, 0x12, 0x34)) + sequence.to_bytes(2) + payload
 
 
-def test_the_bytes_of_an_echo() -> None:
+def test_the_bytes_of_an_echo_are_those_of_rfc_792() -> None:
     packet = pack_echo(1, b"abc")
     assert packet.hex() == "0800339c00000001616263"
     words = [int.from_bytes(packet[at : at + 2].ljust(2, b"\0")) for at in range(0, 11, 2)]
@@ -40,12 +40,12 @@ def test_the_bytes_of_an_echo() -> None:
         (b"\x4f" + bytes(20), None),
     ],
 )
-def test_answers(packet: bytes, found: tuple[int, bytes] | None) -> None:
+def test_only_echo_replies_are_answers(packet: bytes, found: tuple[int, bytes] | None) -> None:
     assert echo_answer_untrusted(packet) == found
 
 
 class PingSocket(socket.socket):
-    """One end of a pair of Unix sockets in the place of a ping socket; tests hold the other."""
+    """One end of a pair of Unix sockets instead of a ping socket; tests hold the other."""
 
     def sendto(self, data: Any, *_: Any) -> int:
         return self.send(data)
@@ -53,14 +53,14 @@ class PingSocket(socket.socket):
 
 @pytest.fixture
 def ends() -> Iterator[tuple[PingSocket, socket.socket]]:
-    """What the pinger takes for a ping socket, and the kernel's side of it."""
+    """The pinger's socket, and the kernel's side of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with PingSocket(socket.AF_UNIX, socket.SOCK_DGRAM, fileno=ours.detach()) as fake, theirs:
         theirs.setblocking(False)
         yield fake, theirs
 
 
-def test_only_the_answer_to_the_echo_ends_it(ends: tuple[PingSocket, socket.socket]) -> None:
+def test_only_the_answer_to_the_echo_ends_the_wait(ends: tuple[PingSocket, socket.socket]) -> None:
     """Go's TestPingerMismatch and TestPinger."""
 
     async def main() -> None:
@@ -84,7 +84,7 @@ def test_only_the_answer_to_the_echo_ends_it(ends: tuple[PingSocket, socket.sock
     asyncio.run(main())
 
 
-def test_closing_ends_what_waits(ends: tuple[PingSocket, socket.socket]) -> None:
+def test_closing_ends_waiting_pings(ends: tuple[PingSocket, socket.socket]) -> None:
     """Go's TestPingerTimeout."""
 
     async def main() -> None:
@@ -98,7 +98,7 @@ def test_closing_ends_what_waits(ends: tuple[PingSocket, socket.socket]) -> None
     asyncio.run(main())
 
 
-def test_the_kernel_s_refusal_says_what_allows_it() -> None:
+def test_a_refusal_of_the_kernel_names_the_setting() -> None:
     def refuse() -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""What the addresses of interfaces say about the families that may lead anywhere."""
+"""Which families the addresses of interfaces allow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ LO = interface("127.0.0.1", "::1", name="lo")
         pytest.param([interface()], (False, False, False), id="no-address"),
     ],
 )
-def test_judgement(interfaces: list[Interface], want: tuple[bool, bool, bool]) -> None:
+def test_addresses_decide_the_families(
+    interfaces: list[Interface], want: tuple[bool, bool, bool]
+) -> None:
     assert judge(interfaces) == HostNetwork(*want)
 
 

@@ -62,8 +62,8 @@ MIXED = report({**LAST}, v4={1: 10, 2: 20}, v6={3: 30, 4: 40})
         pytest.param(False, False, {}, id="no_address"),
     ],
 )
-def test_initial(v4: bool, v6: bool, want: Short) -> None:
-    """Every measured region, three requests a family, along its nodes."""
+def test_an_initial_plan_has_all_measured_regions(v4: bool, v6: bool, want: Short) -> None:
+    """Three requests a family, to the nodes in turn."""
     plan = make_plan(MAP, last=None, home=0, have_v4=v4, have_v6=v6)
     assert short(plan) == want
     empty = make_plan(MAP, last=Report(), home=0, have_v4=v4, have_v6=v6)
@@ -133,20 +133,22 @@ def test_initial(v4: bool, v6: bool, want: Short) -> None:
         ),
     ],
 )
-def test_incremental(last: Report, home: int, v6: bool, want: Short) -> None:
-    """The fastest three regions of the last report, and home whatever its place."""
+def test_an_incremental_plan_has_the_fastest_regions_and_home(
+    last: Report, home: int, v6: bool, want: Short
+) -> None:
+    """The fastest three of the last report, and home at any place."""
     plan = make_plan(MAP, last=last, home=home, have_v4=True, have_v6=v6)
     assert short(plan) == want
 
 
 def test_a_region_of_unknown_latency_is_retried_after_200_ms() -> None:
-    """Home lost its latency: it comes last, and is asked four times all the same."""
+    """Home lost its latency: it comes last, and still gets four requests."""
     last = report({2: 20}, v4={2: 20})
     plan = short(make_plan(MAP, last=last, home=5, have_v4=True, have_v6=False))
     assert plan["5-v4"] == "5a@0 5b@200 5c@500 5d@750"
 
 
-def test_the_fastest_first_and_those_without_latency_last() -> None:
+def test_regions_are_sorted_by_latency_and_those_without_come_last() -> None:
     """The case of Go's TestSortRegions."""
     derp_map = map_of(*(region(n) for n in range(1, 6)))
     last = report({1: 5000, 2: 3000, 3: 6000, 5: 2000})
@@ -182,8 +184,10 @@ def _one(**values: Any) -> DERPMap:
         pytest.param(map_of(region(1, nodes=())), True, True, set(), id="no_nodes"),
     ],
 )
-def test_families(derp_map: DERPMap, v4: bool, v6: bool, want: set[str]) -> None:
-    """What a node's addresses say of its families, and what test nodes do without."""
+def test_addresses_of_a_node_decide_its_families(
+    derp_map: DERPMap, v4: bool, v6: bool, want: set[str]
+) -> None:
+    """Test nodes are probed even if this host has no address of the family."""
     assert set(short(make_plan(derp_map, last=None, home=0, have_v4=v4, have_v6=v6))) == want
 
 

@@ -1,4 +1,4 @@
-"""Which nodes relay packets: a good relay, one that is not there, one that loses everything."""
+"""Which nodes relay packets: a good relay, one that refuses connections, one that loses packets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(*regions: DERPRegion) -> dict[int, RelayResult]:
     return found
 
 
-def test_a_relay_that_relays_and_one_that_is_not_there() -> None:
+def test_a_good_relay_relays_and_a_missing_one_is_an_error() -> None:
     with RelayThread() as relay, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         good = numbered(relay.region, 1)
@@ -55,8 +55,8 @@ def test_a_relay_that_relays_and_one_that_is_not_there() -> None:
     assert "derphttp" not in found[2].error
 
 
-def test_a_relay_that_loses_all_packets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its logins work, and it answers pings; only a packet tells."""
+def test_a_relay_that_loses_all_packets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logins work, and it answers pings; only a packet shows it."""
     monkeypatch.setattr(relaying, "TIMEOUT", 1.0)
     with RelayThread() as relay:
         relay.loss = 1.0
@@ -64,8 +64,8 @@ def test_a_relay_that_loses_all_packets(monkeypatch: pytest.MonkeyPatch) -> None
     assert found[1] == RelayResult("1a", relays=False, error="no packet came through within 1 s")
 
 
-def test_a_relay_that_does_not_admit_new_keys() -> None:
-    """That may be as its operator wants it, so the text tells it from a fault."""
+def test_a_relay_that_does_not_admit_new_keys_is_no_fault() -> None:
+    """Its operator may want that, so the text differs from that of a fault."""
     config = RelayConfig(admission=AdmissionConfig(decide=lambda _key, _address: False))
     with RelayThread(config) as relay:
         found = check(numbered(relay.region, 1))
@@ -73,8 +73,10 @@ def test_a_relay_that_does_not_admit_new_keys() -> None:
     assert found[1].error.startswith("it does not admit a new key: ")
 
 
-def test_a_relay_that_hangs_before_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No packet was sent, so none can have been lost."""
+def test_a_relay_that_hangs_before_the_login_loses_no_packet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No packet was sent."""
     monkeypatch.setattr(relaying, "TIMEOUT", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         node = DERPNode(

@@ -1,4 +1,4 @@
-"""A report as JSON with Go's names, and as text laid out as Go's."""
+"""A report as JSON with Go's names, and as text with Go's layout."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def sample() -> Report:
     )
 
 
-def test_json_is_go_s() -> None:
+def test_json_has_the_names_of_go() -> None:
     assert sample().to_json() == GO_S
     assert json.loads(sample().to_json(indent=True)) == json.loads(GO_S)
     assert sample().to_json(indent=True).startswith('{\n\t"Now": ')
 
 
 def test_regions_are_sorted_as_texts() -> None:
-    """So does Go's encoder."""
+    """As Go's encoder does."""
     found = Report(region_latency={2: 1, 10: 1, 1: 1})
     assert list(json.loads(found.to_json())["RegionLatency"]) == ["1", "10", "2"]
 
 
-def test_what_go_lacks_comes_last() -> None:
+def test_members_that_go_lacks_come_last() -> None:
     found = sample()
     found.relayed = {
         900: [RelayResult("900a", relays=True, latency=5)],
@@ -77,7 +77,7 @@ def test_what_go_lacks_comes_last() -> None:
         (1_700_000_000_000_000_001, "2023-11-14T22:13:20.000000001Z"),
     ],
 )
-def test_times(nanoseconds: int, text: str) -> None:
+def test_times_are_rfc_3339(nanoseconds: int, text: str) -> None:
     assert rfc3339(nanoseconds) == text
 
 
@@ -113,7 +113,7 @@ def lines(report: Report, *, verbose: bool = False) -> list[str]:
     return report_text(report, MAP, verbose=verbose).split("\n")
 
 
-def test_text() -> None:
+def test_text_of_a_report() -> None:
     found = sample()
     found.ways = {900: {Way.STUN}, 901: {Way.ICMP, Way.HTTPS}}
     shown = lines(found)
@@ -136,7 +136,7 @@ def test_text() -> None:
     assert "\t\t- xxx:         (derp902, Dead)" in lines(found, verbose=True)
 
 
-def test_text_of_nothing() -> None:
+def test_text_of_an_empty_report() -> None:
     shown = lines(Report(now=NOW))
     assert shown[3:] == [
         "\t* UDP: false",
@@ -158,7 +158,7 @@ def test_text_of_nothing() -> None:
         ({"mapping_varies_by_dest_ip": True}, "\t* MappingVariesByDestIP: true"),
     ],
 )
-def test_lines(values: dict[str, object], line: str) -> None:
+def test_each_value_has_its_line(values: dict[str, object], line: str) -> None:
     found = sample()
     for name, value in values.items():
         setattr(found, name, value)
@@ -166,7 +166,7 @@ def test_lines(values: dict[str, object], line: str) -> None:
 
 
 def test_relaying_regions_are_distinguished_from_answering_ones() -> None:
-    """Of several nodes each is named."""
+    """Of a region with several nodes each is named."""
     derp_map = map_of(region(1), region(2, *region(2).nodes, *region(3).nodes))
     found = Report(now=NOW, region_latency={1: MS}, ways={1: {Way.STUN}})
     found.relayed = {

@@ -1,4 +1,4 @@
-"""A network in virtual time, on which `Run` is driven without sleeping."""
+"""A network in virtual time, in which `Run` is driven without sleeping."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OURS = {Family.V4: "198.51.100.7", Family.V6: "2001:db8:ffff::7"}
 class VirtualNetwork:
     """Which node answers what, and after how many milliseconds.
 
-    What is not in a mapping gets no answer.
+    Requests that are not in a mapping get no answer.
     """
 
     stun: Mapping[tuple[str, Family], float] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class VirtualNetwork:
         return run.report
 
     def said(self, what: str) -> list[str]:
-        """The lines of the log with such a word."""
+        """The lines of the log with this word."""
         return [line for line in self.log if what in line]
 
     def _next(self) -> int | None:

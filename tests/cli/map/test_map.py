@@ -1,4 +1,4 @@
-"""`pyderp map`: what it prints, in text and in JSON, and with which status it ends."""
+"""`pyderp map`: its output as text and as JSON, and its exit status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def two(tmp_path: Path) -> Path:
     return path
 
 
-def test_show(here: Here, two: Path) -> None:
+def test_show_prints_regions_and_nodes(here: Here, two: Path) -> None:
     done = here("map", "show", two)
     assert done.code == 0
     assert done.out.splitlines() == [
@@ -83,13 +83,13 @@ def test_show_names_all_that_is_unusual(here: Here, tmp_path: Path) -> None:
     ]
 
 
-def test_show_json(here: Here, two: Path) -> None:
+def test_show_prints_json(here: Here, two: Path) -> None:
     shown = json.loads(here("map", "show", two, "--json").out)
     assert shown.pop("map") == json.loads(DERPMap.from_json(TWO).to_json())
     assert shown == {"origin": str(two), "kind": "json", "copied": None, "warnings": []}
 
 
-def test_text_of_a_map_cannot_steer_a_terminal(here: Here, tmp_path: Path) -> None:
+def test_text_of_a_map_cannot_control_a_terminal(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text('{"Regions": {"1": {"RegionName": "\\u001b[2J\\n", "Nodes": [{}]}}}')
     for name in ("show", "lint"):
@@ -98,8 +98,8 @@ def test_text_of_a_map_cannot_steer_a_terminal(here: Here, tmp_path: Path) -> No
     assert "\\x1b[2J\\n" in here("map", "show", path).out
 
 
-def test_show_a_relay_that_runs(here: Here) -> None:
-    """The node is that which the relay has itself, as far as it can be asked."""
+def test_show_describes_a_running_relay(here: Here) -> None:
+    """The node is the one that the relay has itself, as far as it can be asked."""
     with RelayThread(tls=True) as relay:
         host, port = relay.address
         shown = json.loads(here("map", "show", f"https://{host}:{port}", "--json").out)
@@ -118,7 +118,9 @@ def test_show_a_relay_that_runs(here: Here) -> None:
         (TWO.replace("901b", "900a"), 2, "1 error, 2 hints"),
     ],
 )
-def test_lint(here: Here, tmp_path: Path, text: str, code: int, last: str) -> None:
+def test_lint_ends_with_a_summary_and_a_status(
+    here: Here, tmp_path: Path, text: str, code: int, last: str
+) -> None:
     path = tmp_path / "map.json"
     path.write_text(text)
     done = here("map", "lint", path)
@@ -126,7 +128,7 @@ def test_lint(here: Here, tmp_path: Path, text: str, code: int, last: str) -> No
     assert done.out.splitlines()[-1].startswith(f"{path}: {last}")
 
 
-def test_lint_says_where_and_what_to_do(here: Here, two: Path) -> None:
+def test_lint_prints_place_and_advice(here: Here, two: Path) -> None:
     two.write_text(TWO.replace("901b", "900a"))
     done = here("map", "lint", two, "--ignore", "unknown-member")
     assert done.out.splitlines() == [
@@ -150,7 +152,7 @@ def test_quoted_values_are_escaped_once(here: Here, two: Path, host: str, shown:
     assert f"becomes {shown[:-1]}" in here("map", "diff", two, new).out
 
 
-def test_lint_of_headscale_without_tailscale_s_regions(here: Here, tmp_path: Path) -> None:
+def test_lint_accepts_headscale_without_tailscale_s_regions(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         "server_url: https://a.example.com\nderp:\n  urls: []\n  server:\n    enabled: true\n"
@@ -159,14 +161,14 @@ def test_lint_of_headscale_without_tailscale_s_regions(here: Here, tmp_path: Pat
     assert "derp.urls" in [f["path"] for f in findings if f["rule"] == "omits-default-regions"]
 
 
-def test_new_with_port_80_says_what_is_missing(here: Here, tmp_path: Path) -> None:
+def test_new_with_port_80_names_what_is_missing(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text(here("map", "new", "derp.example.com", "--can-port-80").out)
     done = here("map", "lint", path)
     assert (done.code, "[port-80-unused]" in done.out) == (1, True)
 
 
-def test_lint_json(here: Here, two: Path) -> None:
+def test_lint_prints_json(here: Here, two: Path) -> None:
     done = here("map", "lint", two, "--json")
     report = json.loads(done.out)
     assert (report["origin"], report["errors"], report["warnings"]) == (str(two), 0, 0)
@@ -176,8 +178,8 @@ def test_lint_json(here: Here, two: Path) -> None:
     }
 
 
-def test_lint_online(here: Here, tmp_path: Path) -> None:
-    """A pinned relay that runs is fine; then it is gone."""
+def test_lint_online_asks_the_relay(here: Here, tmp_path: Path) -> None:
+    """A running pinned relay is fine; after its end it is reported."""
     with RelayThread(tls=True) as relay:
         host, port = relay.address
         shown = json.loads(here("map", "show", f"https://{host}:{port}", "--json").out)
@@ -192,14 +194,16 @@ def test_lint_online(here: Here, tmp_path: Path) -> None:
     assert [error["rule"] for error in errors] == ["node-silent"]
 
 
-def test_progress_is_for_terminals(here: Here, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_printed_on_terminals_only(
+    here: Here, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pyderp.cli.map.check._PAUSE", 0.0)
     two.write_text(TWO.replace("example.com", "invalid").replace('"192.0.2.1"', '"127.0.0.1"'))
     assert "nodes tried" not in here("map", "lint", two, "--online", "--timeout", 1).err
 
 
 def test_ctrl_c_prints_what_was_found_so_far(tmp_path: Path) -> None:
-    """The relay takes the connection and never answers."""
+    """The relay accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         node = {
             "Name": "900a",
@@ -220,7 +224,7 @@ def test_ctrl_c_prints_what_was_found_so_far(tmp_path: Path) -> None:
     assert "[ip-without-pin]" in done.out
 
 
-def test_diff(here: Here, two: Path, tmp_path: Path) -> None:
+def test_diff_prints_changes_for_clients(here: Here, two: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.json"
     new.write_text(TWO.replace('"192.0.2.1"', '"none"'))
     assert here("map", "diff", two, two).out == "no change for clients\n"
@@ -235,8 +239,8 @@ def test_diff(here: Here, two: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "headscale", "policy"])
-def test_convert_keeps_what_is_unknown(here: Here, two: Path, tmp_path: Path, form: str) -> None:
-    """There and back the map is the same, to the byte."""
+def test_convert_keeps_unknown_members(here: Here, two: Path, tmp_path: Path, form: str) -> None:
+    """Converted there and back, the map is the same to the byte."""
     done = here("map", "convert", two, "--to", form)
     assert (done.code, done.err) == (0, "")
     other = tmp_path / "other"
@@ -246,7 +250,7 @@ def test_convert_keeps_what_is_unknown(here: Here, two: Path, tmp_path: Path, fo
     assert '"mine"' in back.out
 
 
-def test_convert_says_what_is_lost(here: Here, two: Path) -> None:
+def test_convert_names_what_is_lost(here: Here, two: Path) -> None:
     two.write_text('{"Regions": {}, "omitDefaultRegions": true, /* x */}')
     done = here("map", "convert", two, "--to", "headscale")
     assert "has comments or trailing commas" in done.err
@@ -255,7 +259,7 @@ def test_convert_says_what_is_lost(here: Here, two: Path) -> None:
         assert here("map", *args).err == ""
 
 
-def test_new(here: Here) -> None:
+def test_new_prints_a_map_of_host_names(here: Here) -> None:
     done = here("map", "new", "derp1.example.com", "derp2.example.com", "--port", 8443)
     derp_map = DERPMap.from_json(done.out)
     (region,) = derp_map.regions.values()
@@ -270,7 +274,7 @@ def test_new(here: Here) -> None:
     ]
 
 
-def test_new_by_address(here: Here) -> None:
+def test_new_takes_an_address_with_a_pin(here: Here) -> None:
     pin = "AB:" * 31 + "AB"
     args = ["192.0.2.1", "--pin", pin, "--no-stun", "--region", 950, "--code", "x"]
     done = here("map", "new", *args, "--to", "headscale", "--ipv6", "2001:db8::1")
@@ -302,8 +306,8 @@ def test_new_by_address(here: Here) -> None:
         (["diff", "-", "-"], "standard input can be one of the two maps only"),
     ],
 )
-def test_wrong_command_line(here: Here, args: list[str], error: str) -> None:
-    """Or a map that cannot be had: status 2 as well."""
+def test_a_wrong_command_line_exits_2(here: Here, args: list[str], error: str) -> None:
+    """A map that cannot be read exits 2 as well."""
     done = here("map", *args)
     assert done.code == 2
     assert error in " ".join(done.err.replace("│", " ").split())
@@ -311,7 +315,7 @@ def test_wrong_command_line(here: Here, args: list[str], error: str) -> None:
     assert "secret" not in done.err
 
 
-def test_mistake_in_a_map_names_its_place(here: Here, two: Path) -> None:
+def test_a_mistake_in_a_map_has_its_place(here: Here, two: Path) -> None:
     two.write_text(TWO.replace('"STUNPort": -1', '"STUNPort": "x"'))
     done = here("map", "lint", two, "--json")
     assert done.code == 2
@@ -322,7 +326,9 @@ def test_mistake_in_a_map_names_its_place(here: Here, two: Path) -> None:
     assert f"{two}: line 5, column 59: missing commas are not allowed" in done.err
 
 
-def test_url_with_a_copy(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_from_a_url_can_have_a_copy(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The name of the copy may be in the environment."""
     cache = tmp_path / "copy.json"
     monkeypatch.setenv("PYDERP_MAP_CACHE", str(cache))
@@ -336,7 +342,7 @@ def test_url_with_a_copy(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (done.code, done.out) == (2, "")
 
 
-def test_examples_in_help(here: Here) -> None:
+def test_help_has_examples(here: Here) -> None:
     for name in ("show", "lint", "diff", "new", "convert"):
         done = here("map", name, "--help")
         assert done.code == 0

@@ -1,4 +1,4 @@
-"""What a command line of the relay asks for, found out without running one."""
+"""What a command line of the relay asks for, without running a relay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pyderp relay --check`: everything that is wrong in one go, and nothing made."""
+"""`pyderp relay --check` reports all problems at once, and creates nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def taken_udp() -> Iterator[int]:
 
 @contextlib.contextmanager
 def tailscaled(path: Path, key: NodePublic) -> Iterator[None]:
-    """A daemon that answers one question: who it is."""
+    """A tailscaled that answers one request: which key an address has."""
     body = json.dumps({"Self": {"PublicKey": str(key)}})
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -64,7 +64,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_what_is_right_is_listed(check: Callable[..., Done], tmp_path: Path) -> None:
+def test_settings_without_problems_are_listed(check: Callable[..., Done], tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     key = NodePrivate.generate()
     (tmp_path / "relay.key").write_text(json.dumps({"PrivateKey": key.to_text()}))
@@ -167,9 +167,7 @@ def test_wrong_flags_do_not_hide_each_other_or_files(
         assert part in line
 
 
-def test_nothing_is_made_that_the_first_start_makes(
-    check: Callable[..., Done], tmp_path: Path
-) -> None:
+def test_no_file_of_a_first_start_is_made(check: Callable[..., Done], tmp_path: Path) -> None:
     done = check("-a", "127.0.0.1:0", "--certmode=manual", "--hostname=::1", "--http-port=0")
     assert done.code == 0, done.err
     state = tmp_path / "state"
@@ -389,16 +387,16 @@ def test_a_relay_without_derp_is_doubtful(check: Callable[..., Done]) -> None:
     assert "/derp is not" not in check(*flags).out
 
 
-def test_stun_that_no_client_reaches_is_reported(check: Callable[..., Done]) -> None:
+def test_stun_that_clients_cannot_reach_is_reported(check: Callable[..., Done]) -> None:
     flags = ("--dev", "-a", "127.0.0.1:0", "--hostname=x.example", "--public-port=443")
     assert "warning: STUN answers this machine only" in check(*flags).out
     assert "warning: " not in check(*flags, "--stun-host=::", "--stun-port=0").out
 
 
-def test_health_frames_to_clients_that_end_on_them_are_doubtful(
+def test_health_frames_that_end_some_clients_are_doubtful(
     check: Callable[..., Done], tmp_path: Path
 ) -> None:
-    """However they were asked for; a relay with such settings starts all the same."""
+    """Whichever setting asks for them; a relay with such settings starts."""
     flags = ("--dev", "-a", "127.0.0.1:0", "--no-stun")
     told = "warning: --health=all: a single Health frame takes a tailscale-rs node off the relay"
     file = tmp_path / "relay.toml"
@@ -424,7 +422,7 @@ def test_health_frames_to_clients_that_end_on_them_are_doubtful(
         ("trusted-proxy = 5\nproxy-protocol = true", "trusted-proxy: it is an integer"),
     ],
 )
-def test_a_senseless_setting_is_reported_once_with_its_line(
+def test_an_inconsistent_setting_is_reported_once_with_its_line(
     check: Callable[..., Done], tmp_path: Path, line: str, told: str
 ) -> None:
     (tmp_path / "mesh.key").write_text("ab" * 32)
@@ -500,10 +498,10 @@ def test_a_missing_uvloop_is_reported(
     assert "uvloop is not installed" in check("--dev", "--loop=uvloop", "-a", "127.0.0.1:0").err
 
 
-def test_a_native_part_that_must_be_there_is_looked_for(
+def test_a_required_native_part_that_is_missing_is_reported(
     check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only if it must: otherwise the relay starts without it."""
+    """Only if it is required: otherwise the relay starts without it."""
     monkeypatch.setitem(sys.modules, "pyderp_fast", None)
     where = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
     assert "--native is on, but pyderp-fast cannot be loaded" in check(*where, "--native=on").err

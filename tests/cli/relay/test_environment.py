@@ -36,8 +36,8 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest(
         assert line == f"{name} in the environment: no such setting{advice}"
 
 
-def test_settings_other_commands_and_names_of_services_are_left_alone() -> None:
-    """Kubernetes sets variables for each service, and one may be called pyderp."""
+def test_settings_other_commands_and_service_variables_are_ignored() -> None:
+    """Kubernetes sets variables for each service, and a service may be called pyderp."""
     settings = [flag.variable for flag in FLAGS if flag.variable]
     others = ["PYDERP_KEY", "TS_NO_SUCH", "PYDERP", "HOME", "MY_PYDERP_X"]
     services = [
@@ -55,7 +55,7 @@ def test_settings_other_commands_and_names_of_services_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("derper", [False, True])
-def test_all_of_them_are_problems_and_their_values_are_not_shown(derper: bool) -> None:
+def test_each_is_a_problem_and_its_value_is_not_shown(derper: bool) -> None:
     environment = {"PYDERP_ACME_EAB_KEYS": "secret", "PYDERP_VERIFY_CLIENT": "", "PATH": "x"}
     problems = load_settings({}, derper=derper, environment=environment).problems
     assert [each.split()[0] for each in problems] == [*sorted(environment)[1:]]

@@ -41,7 +41,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Plann
 
 @dataclass(frozen=True)
 class Case:
-    """A value of a flag that is not its default."""
+    """A value of a flag other than its default."""
 
     flag: str
     text: str
@@ -169,7 +169,7 @@ def on_the_command_line(case: Case) -> list[str]:
     return [f"--no-{case.flag}" if case.text == "no" else f"--{case.flag}"]
 
 
-def test_no_flag_is_without_a_case() -> None:
+def test_each_flag_has_a_case() -> None:
     assert {case.flag for case in CASES} == BY_NAME.keys() - REFUSED - ACTIONS
 
 
@@ -198,7 +198,7 @@ def test_a_flag_does_the_same_in_go_s_spelling(
 ) -> None:
     flag = BY_NAME[case.flag]
     name = flag.go_name or flag.name
-    # -dev would take the rest's place, as it does for derper.
+    # -dev would take the place of the other flags, as in derper.
     beside = [each for each in case.beside if each != "--dev"]
     if "--dev" in case.beside:
         beside += ["-c=k", "-a=127.0.0.1:0"]
@@ -210,7 +210,7 @@ def test_a_flag_does_the_same_in_go_s_spelling(
         lines = [[f"-{name}{each}"] for each in spellings]
     else:
         lines = [[f"-{name}", case.text], [f"-{name}={case.text}"], [f"--{name}={case.text}"]]
-    if flag.kind.alone:  # as a switch of Go's it takes no second word
+    if flag.kind.alone:  # a switch of Go takes no value as the next word
         del lines[0]
     for line in lines:
         assert case.seen(plan(*beside, *line, derper=True)) == case.value
@@ -221,7 +221,7 @@ def test_a_flag_does_the_same_in_go_s_spelling(
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_case_is_no_default(plan: Callable[..., Planned], case: Case) -> None:
-    with contextlib.suppress(ConfigError):  # others need it
+    with contextlib.suppress(ConfigError):  # other flags need it
         assert case.seen(plan(*case.beside)) != case.value
 
 
@@ -243,7 +243,7 @@ def test_flag_wins_over_environment_over_file_over_default(
     assert plan("--no-dev", "-c", "k", "-a", ":1", "--no-tls")[0].config.dev is False
 
 
-def test_variables_of_derper_count_below_ours(
+def test_variables_of_derper_count_below_those_of_pyderp(
     plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TS_ALLOW_DEBUG_IP", "192.0.2.1")
@@ -265,7 +265,7 @@ def test_variables_of_derper_count_below_ours(
     ("text", "depth"), [("7", 7), ("0", 32), ("-5", 32), ("1000", 1000), ("", 32)]
 )
 @pytest.mark.parametrize("derper", [False, True])
-def test_what_is_no_depth_of_a_queue_counts_as_not_given(
+def test_a_queue_depth_that_is_none_counts_as_not_given(
     plan: Callable[..., Planned],
     monkeypatch: pytest.MonkeyPatch,
     text: str,
@@ -301,7 +301,7 @@ def test_senders_are_counted_unless_switched_off(
         (",", ("", "")),
     ],
 )
-def test_names_that_are_not_allowed_are_taken_as_they_stand(
+def test_disallowed_app_names_are_kept_as_they_are(
     plan: Callable[..., Planned], text: str, names: tuple[str, ...]
 ) -> None:
     arguments = ("-a", "127.0.0.1:1", "-c", "k")
@@ -351,7 +351,7 @@ def test_an_address_gets_a_certificate_by_acme_if_asked(plan: Callable[..., Plan
     assert tls == ACMETLS(certdir=Path("d"), hostname="203.0.113.7", ip_certs=True)
 
 
-def test_root_s_key_is_derper_s_if_there_is_one(
+def test_the_default_key_of_root_is_that_of_derper_if_it_exists(
     plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     theirs = tmp_path / "derper.key"
@@ -386,14 +386,14 @@ def test_a_taken_stun_port_is_allowed_only_where_stun_was_not_asked_for(
     assert made.stun_if_free == if_free
 
 
-def test_no_setting_is_without_a_flag() -> None:
+def test_each_setting_has_a_flag() -> None:
     settings = {each.name for each in fields(RelayConfig)} - PARTS.keys()
     settings |= {f"{part}.{each.name}" for part, kind in PARTS.items() for each in fields(kind)}
     assert {flag.setting for flag in FLAGS if flag.setting} == settings - {"admission.decide"}
 
 
 def test_only_the_command_line_names_flags() -> None:
-    """What is below names settings; a program that embeds a relay has no flags."""
+    """Lower layers name settings, as a program that embeds a relay has no flags."""
     root = Path(pyderp.__file__).parent
     found = []
     for path in root.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Command lines of Go's `derper`, word for word, as unit files and compose files have them."""
+"""Command lines of Go's `derper`, exactly as unit files and compose files have them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ SEEN = [
         "--http-port=80 --verify-clients=false",
         {"address": ":443", "stun_port": 3478, "tls": manual("/app/certs", "127.0.0.1")},
     ),
-    (  # behind a proxy that ends TLS
+    (  # behind a proxy that terminates TLS
         "--hostname=derp.example.com --certmode=letsencrypt --certdir=/app/certs --a=:8080 "
         "--stun=true --http-port=80 --verify-clients=true --home=",
         {"address": ":8080", "tls": None, "stun_port": 3478, "home": ""},
@@ -142,7 +142,7 @@ def test_a_command_line_is_understood(
     assert {name: getattr(made.config, name) for name in wanted} == wanted
 
 
-def test_what_is_asked_about_clients_arrives(plan: Callable[[str], Planned]) -> None:
+def test_flags_about_clients_become_admission_settings(plan: Callable[[str], Planned]) -> None:
     admission = plan(SEEN[4][0])[0].config.admission
     assert (admission.url, admission.url_fail_open) == ("http://127.0.0.1:8080/verify", False)
     admission = plan("-a :1 -verify-clients -socket=/run/ts.sock")[0].config.admission
@@ -150,7 +150,7 @@ def test_what_is_asked_about_clients_arrives(plan: Callable[[str], Planned]) -> 
     assert plan("-a :1 --verify-clients=T")[0].config.admission.tailscaled
 
 
-def test_gcp(plan: Callable[[str], Planned]) -> None:
+def test_gcp_has_googles_authority_and_an_account(plan: Callable[[str], Planned]) -> None:
     tls = plan(
         "-certmode=gcp -hostname=x.example -acme-eab-kid=k -acme-eab-key=aa -acme-email=a@b"
     )[0].config.tls
@@ -161,7 +161,7 @@ def test_gcp(plan: Callable[[str], Planned]) -> None:
 # Defaults
 
 
-def test_the_key_is_where_derper_has_it(
+def test_the_default_key_is_that_of_derper(
     plan: Callable[[str], Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert plan("-a :1")[0].key_file == Path("/var/lib/derper/derper.key")
@@ -172,7 +172,7 @@ def test_the_key_is_where_derper_has_it(
         plan("-a :1")
 
 
-def test_the_cache_directory_is_go_s(
+def test_the_default_cache_directory_is_that_of_go(
     plan: Callable[[str], Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
@@ -307,7 +307,7 @@ def test_it_is_a_command_of_pyderp_too(
     assert "invalid value 'magic' for -certmode" in capsys.readouterr().err
 
 
-# Beside the real one
+# Against the real derper
 
 
 def real(derper: Kind, *words: str) -> subprocess.CompletedProcess[str]:
@@ -318,17 +318,17 @@ def real(derper: Kind, *words: str) -> subprocess.CompletedProcess[str]:
 
 @each_derper
 def test_all_flags_of_the_real_derper_are_known(derper: Kind) -> None:
-    """With the same kind of value, or none."""
+    """Each with the same kind of value, or none."""
     theirs = re.findall(r"^  -(\S+)(?: (\S+))?$", real(derper, "-h").stderr, re.MULTILINE)
     ours = dict(re.findall(r"^  -(\S+)(?: (\S+))?$", usage("x"), re.MULTILINE))
     assert len(theirs) > 30
     for name, kind in theirs:
-        # Go takes a word in quotes in the help for the kind; derper has one such.
+        # Go's help takes a quoted word for the kind of value; derper has one such help.
         assert ours[name] == (kind if kind != "0" else "string"), name
 
 
 @each_derper
-def test_the_real_derper_takes_the_same_lines(derper: Kind) -> None:
+def test_the_real_derper_accepts_the_same_lines(derper: Kind) -> None:
     for line, _ in SEEN:
         assert real(derper, *shlex.split(line), "-version").returncode == 0, line
     for line in ("-foo", "-c", "-stun=maybe", "-http-port=x", "-tcp-user-timeout=soon", "---a=x"):

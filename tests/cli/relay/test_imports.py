@@ -1,6 +1,6 @@
-"""What the process of a relay has imported while it serves: what its settings ask for, and no more.
+"""A serving relay has imported only what its settings need.
 
-Everything else costs memory for as long as it runs, and its start.
+Each further module costs memory for as long as the relay runs, and time at its start.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PLAIN = {"_cffi_backend", "h11", "nacl", "pyderp", "uvloop"}
 
 
 class Relay(Process):
-    """A relay that tells what it has imported."""
+    """A relay that lists its imported modules."""
 
     def __init__(self, *words: object) -> None:
         self.popen = subprocess.Popen(
@@ -68,7 +68,7 @@ class Relay(Process):
         self.text = ""
 
     def modules(self) -> set[str]:
-        """All that it has imported so far; its cyclic collector is at work."""
+        """All modules imported so far; the cyclic collector is at work."""
         self.popen.send_signal(signal.SIGUSR1)
         assert self.popen.stdout is not None
         assert self.popen.stdout.readline() == b"collects True\n"
@@ -92,7 +92,7 @@ def running(*words: object) -> Iterator[tuple[Relay, int]]:
 def packages(modules: set[str]) -> set[str]:
     """The packages that are not Python's own."""
     tops = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
-    # What extension modules register beside themselves, and what sets up an environment.
+    # Modules that extension modules register, and those that set up an environment.
     beside = re.compile("_sodium|_openssl|_?cython_.*|_distutils_hack|sitecustomize|usercustomize")
     return {name for name in tops if not beside.fullmatch(name)}
 
@@ -116,7 +116,7 @@ def test_a_plain_relay_has_imported_what_it_needs(words: list[str], tmp_path: Pa
     assert not modules & OURS_FOR_LESS
 
 
-def test_what_is_asked_for_later_is_imported_then() -> None:
+def test_modules_needed_later_are_imported_later() -> None:
     with running("relay", "--dev", "--address=127.0.0.1:0", "--native=off") as (relay, port):
         web = HTTPConnection("127.0.0.1", port, timeout=20)
         web.request("GET", "/debug/")
@@ -125,7 +125,7 @@ def test_what_is_asked_for_later_is_imported_then() -> None:
         assert "pyderp.server.site.pages" in relay.modules()
 
 
-def test_a_relay_with_a_certificate_of_its_own_has_no_acme(tmp_path: Path) -> None:
+def test_a_relay_with_its_own_certificate_imports_no_acme(tmp_path: Path) -> None:
     flags = ["--hostname=127.0.0.1", "--certmode=manual", f"--certdir={tmp_path}"]
     flags += ["--http-port=-1", f"--key-file={tmp_path}/key", "--native=off", "--no-stun"]
     for _ in range(2):  # the first time, key and certificate are made

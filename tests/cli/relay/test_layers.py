@@ -1,4 +1,4 @@
-"""Command lines of `pyderp relay` read without typer: as typer reads them, or not at all."""
+"""Command lines of `pyderp relay` read without typer: with the same result, or left to typer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUES += ["manual", "info", "json", ":443", "10.0.0.0/8", "a,b", "ü", "=", "a 
 
 @pytest.fixture
 def by_typer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any] | None]:
-    """What typer makes of a command line and an environment; `None`: it refuses."""
+    """How typer reads a command line and an environment; `None`: it refuses."""
     found: list[Settings] = []
     monkeypatch.setattr(relayrun, "carry_out", lambda load, _=None: found.append(load()))
     command: Any = get_command(app)
@@ -77,7 +77,7 @@ def plain_words() -> st.SearchStrategy[list[str]]:
         max_size=2,
     ),
 )
-def test_what_is_read_without_typer_is_what_typer_reads(
+def test_reading_without_typer_has_the_result_of_typer(
     by_typer: Callable[..., dict[str, Any] | None],
     words: list[str],
     variables: dict[str, str],
@@ -121,7 +121,7 @@ def _parses(parse: Callable[[str], Any], text: str) -> bool:
         ["--health"], ["--stun-port", "-1"], ["--no-check"], ["-a"],
     ],
 )  # fmt: skip
-def test_what_needs_words_is_left_to_typer(words: list[str]) -> None:
+def test_lines_that_need_messages_are_left_to_typer(words: list[str]) -> None:
     assert values_of(words, {}) is None
 
 
@@ -131,7 +131,7 @@ def test_a_wrong_variable_is_left_to_typer() -> None:
     assert values_of([], {"PYDERP_DRAIN": ""}) == {}
 
 
-def test_typer_is_not_imported_for_a_relay_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relay_that_runs_does_not_import_typer(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Settings] = []
     monkeypatch.setattr(relayrun, "carry_out", lambda load, _=None: given.append(load()))
     monkeypatch.setitem(sys.modules, "pyderp.cli.app", None)  # an ImportError if it is

@@ -1,4 +1,4 @@
-"""Command lines that cannot be: what the user is told, and the exit code."""
+"""Command lines that are refused: the error, and the exit code."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Refused(Protocol):
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run `pyderp relay` in this process; gives what it says when it refuses."""
+    """Run `pyderp relay` in this process; returns its error when it refuses."""
 
-    # It would change how this process collects garbage for good.
+    # It would change garbage collection of this process for good.
     monkeypatch.setattr(relayrun, "_quiet_collector", lambda: None)
 
     def run(*args: object, code: int = 1) -> str:
@@ -193,10 +193,8 @@ def test_flags_that_do_not_go_together_are_explained(
     assert told in refused("--dev", *LOCAL, *flags)
 
 
-def test_no_key_file_is_made_for_a_relay_that_cannot_start(
-    refused: Refused, tmp_path: Path
-) -> None:
-    """Whatever is wrong: flags, certificate, other files, or a port."""
+def test_a_relay_that_cannot_start_makes_no_key_file(refused: Refused, tmp_path: Path) -> None:
+    """Because of flags, the certificate, other files, or a port."""
     path = tmp_path / "keys" / "relay.key"
     broken = tmp_path / "broken"
     broken.write_text("{")
@@ -262,7 +260,8 @@ def test_the_version_and_help_are_printed() -> None:
 def test_go_s_spelling_is_refused_and_nothing_is_made(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, advice: str
 ) -> None:
-    """It would be read as a bundle of short flags: a relay without TLS, a key file `ertmode`."""
+    """Otherwise it would be read as a bundle of short flags: a relay without TLS, a key file
+    `ertmode`."""
     monkeypatch.chdir(tmp_path)
     assert advice in refused(flag, code=2)
     assert not list(tmp_path.iterdir())
@@ -284,7 +283,7 @@ def test_port_443_without_a_certificate_names_the_choices(refused: Refused) -> N
         ("1.2.3", "is no IP address"),
     ],
 )
-def test_a_hostname_that_is_none_is_refused(
+def test_an_invalid_hostname_is_refused(
     refused: Refused, tmp_path: Path, hostname: str, why: str
 ) -> None:
     told = refused(

@@ -1,4 +1,4 @@
-"""What a running relay takes over on SIGHUP, how it logs, and what leaves it running."""
+"""What a running relay applies on SIGHUP, how it logs, and which errors leave it running."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_accept_limit_closes_what_exceeds_it_and_the_relay_serves_on(tmp_pat
         assert process.end() == 0
 
 
-def test_by_address_everything_needed_is_made_once(tmp_path: Path) -> None:
+def test_files_for_an_address_are_made_once(tmp_path: Path) -> None:
     flags = ("--hostname=127.0.0.1", "--certmode=manual", "--http-port=-1", "--no-stun", *LOCAL)
     state = tmp_path / "new" / "state"
     pins = []

@@ -1,4 +1,4 @@
-"""`pyderp relay` as a process: what it takes, what it says, how it ends."""
+"""`pyderp relay` as a process: its input, its output, and how it ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def secure(directory: Path, hostname: str = NAME) -> tuple[object, ...]:
 
 
 def leaf(address: tuple[str, int]) -> bytes:
-    """The certificate that the relay shows."""
+    """The certificate that the relay presents."""
     with (
         socket.create_connection(address, timeout=10) as sock,
         trusting_nobody().wrap_socket(sock, server_hostname=NAME) as tls,
@@ -48,8 +48,8 @@ def leaf(address: tuple[str, int]) -> bytes:
 # Running
 
 
-def test_a_relay_without_derp_does_not_say_that_it_admits_clients(tmp_path: Path) -> None:
-    """And has no node for a map, though its name and port are known."""
+def test_a_relay_without_derp_does_not_log_that_it_admits_clients(tmp_path: Path) -> None:
+    """It has no node for a map, though its name and port are known."""
     public = ("--hostname=derp.example.com", "--public-port=443")
     with running("--dev", *LOCAL, "--no-stun", "--no-derp", *public) as process:
         process.wait_for(r"WARNING /derp is not served here \(--no-derp\)")
@@ -59,7 +59,7 @@ def test_a_relay_without_derp_does_not_say_that_it_admits_clients(tmp_path: Path
     assert "DERP map" not in process.text
 
 
-def test_a_relay_serves_and_says_what_matters(tmp_path: Path) -> None:
+def test_a_relay_serves_and_logs_its_address_and_key(tmp_path: Path) -> None:
     key_file = tmp_path / "sub" / "relay.key"
     mesh_file = tmp_path / "mesh.key"
     mesh_file.write_text(f"  {'AB' * 32}\n")
@@ -132,7 +132,7 @@ def test_settings_come_from_the_environment_and_flags_win() -> None:
 
 
 def test_a_client_that_does_not_log_in_in_time_is_closed(tmp_path: Path) -> None:
-    """Over TLS, behind a proxy: the header, the handshake, the request. The time from a file."""
+    """Over TLS, behind a proxy: the header, the handshake, the request. The limit is in a file."""
     write_pair(tmp_path, NAME)
     file = tmp_path / "relay.toml"
     file.write_text('login-timeout = "300ms"\nproxy-protocol = true\ntrusted-proxy = "127.0.0.1"\n')
@@ -199,7 +199,7 @@ def test_behind_a_proxy_the_map_is_logged(tmp_path: Path) -> None:
         process.wait_for("WARNING STUN answers this machine only")
 
 
-def test_tls_beside_dev_counts(tmp_path: Path) -> None:
+def test_tls_flags_beside_dev_are_used(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     with running(*secure(tmp_path)) as process:
         address = process.address()
@@ -316,7 +316,7 @@ def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
         address = process.address()
 
         async def main() -> None:
-            # One of two is closed at once, and the other after half an hour.
+            # One of the two is closed at once, and the other after half an hour.
             clients = [await connect(address) for _ in range(2)]
             process.signal(signal.SIGTERM)
             for client in clients:
@@ -335,7 +335,7 @@ def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
 async def test_a_stopping_relay_does_not_reload(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Or a service manager would be told that the relay is ready again."""
+    """Otherwise a service manager would take the relay for ready again."""
     plan, _ = planner(monkeypatch)("--dev", *LOCAL, "--no-stun", "--drain=0")
     loads = []
 
@@ -345,7 +345,7 @@ async def test_a_stopping_relay_does_not_reload(
 
     async def until(text: str) -> None:
         async with asyncio.timeout(20):
-            while text not in caplog.text:  # noqa: ASYNC110 (logging tells nobody)
+            while text not in caplog.text:  # noqa: ASYNC110 (logging has no event)
                 await asyncio.sleep(0.001)
 
     async def main() -> None:

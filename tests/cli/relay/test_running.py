@@ -1,4 +1,4 @@
-"""`--check` with the settings of a relay that runs: its own ports are no problem."""
+"""`--check` with the settings of a running relay: the relay's own ports are no problem."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.server.ways import NAME
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_running_relay_does_not_stand_in_its_own_way(tmp_path: Path, tls: bool) -> None:
+def test_ports_of_the_running_relay_are_no_problem(tmp_path: Path, tls: bool) -> None:
     flags: tuple[object, ...] = ("--dev", "--no-stun")
     if tls:
         write_pair(tmp_path, NAME)
@@ -40,7 +40,7 @@ def test_a_running_relay_does_not_stand_in_its_own_way(tmp_path: Path, tls: bool
         assert "the port is taken" in done.stderr
 
 
-def test_what_else_listens_there_is_a_problem(tmp_path: Path) -> None:
+def test_ports_of_other_programs_are_a_problem(tmp_path: Path) -> None:
     key = tmp_path / "relay.key"
     load_or_create_key(key)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -73,8 +73,8 @@ def without_certificate(folder: Path) -> Iterator[tuple[Relay, list[object]]]:
         yield relay, [*flags, *ports, *addresses]
 
 
-def test_a_relay_in_trouble_does_not_stand_in_its_own_way(tmp_path: Path) -> None:
-    """Its ports are found to be its without a handshake, which it would log."""
+def test_ports_of_a_relay_in_trouble_are_no_problem(tmp_path: Path) -> None:
+    """They are found to be the relay's without a handshake, which it would log."""
     with without_certificate(tmp_path) as (relay, flags):
         for more in ((), ("--hostname=other.example.com",)):
             done = pyderp("relay", "--check", *flags, *more)
@@ -87,7 +87,7 @@ def test_a_relay_in_trouble_does_not_stand_in_its_own_way(tmp_path: Path) -> Non
     assert "closed: " not in relay.text
 
 
-def test_behind_a_proxy_protocol_the_ports_are_its_own_too(tmp_path: Path) -> None:
+def test_ports_behind_a_proxy_protocol_are_no_problem(tmp_path: Path) -> None:
     flags: tuple[object, ...] = ("--dev", "--no-stun", "-c", tmp_path / "relay.key")
     flags += ("--proxy-protocol", "--trusted-proxy=192.0.2.1/32")
     with running(*flags, "-a", "127.0.0.1:0") as relay:
@@ -134,10 +134,10 @@ def plain_with_metrics(folder: Path) -> Iterator[list[object]]:
         yield [*flags, "-a", f"127.0.0.1:{main}", f"--metrics-address={metrics}"]
 
 
-def test_a_relay_that_does_not_keep_its_key_file_open_is_asked(
+def test_a_relay_that_does_not_keep_its_key_file_open_is_recognised(
     here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So are older versions, and `derper`."""
+    """It is asked for its key. Older versions, and `derper`, do not keep the file open either."""
 
     def closed(file: Path) -> Iterator[Process]:
         return (dataclasses.replace(each, has_file=False) for each in processes(file))
@@ -149,7 +149,7 @@ def test_a_relay_that_does_not_keep_its_key_file_open_is_asked(
     assert done.out.count("the relay with this key runs there already") == 2
 
 
-def test_of_processes_that_are_not_visible_other_ports_are_in_doubt(
+def test_ports_of_invisible_processes_are_in_doubt(
     here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for another user than the relay's: neither taken nor fine."""

@@ -1,4 +1,4 @@
-"""`pyderp relay --show-map`: DERP maps that others take as they are."""
+"""`pyderp relay --show-map`: DERP maps in the forms that other programs read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def shown(
     return lambda form, *args: here("relay", f"--show-map={form}", *args)
 
 
-def test_json_is_a_map_of_ours_with_the_pin(shown: Callable[..., Done], tmp_path: Path) -> None:
+def test_json_is_a_map_of_this_relay_with_the_pin(
+    shown: Callable[..., Done], tmp_path: Path
+) -> None:
     done = shown("json", *IP, "-a", ":8443", "--certmode=manual", "--stun-port=3479")
     assert done.code == 0
     derp_map = DERPMap.from_json(done.out)
@@ -38,7 +40,7 @@ def test_json_is_a_map_of_ours_with_the_pin(shown: Callable[..., Done], tmp_path
     assert (node.name, node.host_name, node.ipv4) == ("900a", "203.0.113.7", "203.0.113.7")
     assert (node.derp_port, node.stun_port) == (8443, 3479)
     assert re.fullmatch("sha256-raw:[0-9a-f]{64}", node.cert_name)
-    # The certificate is there to stay; the key is not made.
+    # The certificate is kept; the key is not made.
     assert (tmp_path / "certs" / "203.0.113.7.crt").exists()
     assert not (tmp_path / "relay.key").exists()
     assert (
@@ -61,19 +63,19 @@ def test_usual_ports_are_left_out(shown: Callable[..., Done]) -> None:
     assert nodes[0].stun_port == 0
 
 
-def test_a_relay_without_stun_says_so(shown: Callable[..., Done]) -> None:
+def test_a_relay_without_stun_has_it_in_its_map(shown: Callable[..., Done]) -> None:
     done = shown("json", "--hostname=derp1.example.com", "--no-stun")
     assert DERPMap.from_json(done.out).regions[900].nodes[0].stun_port == -1
 
 
-def test_behind_a_proxy_the_port_is_the_proxy_s(shown: Callable[..., Done]) -> None:
+def test_behind_a_proxy_the_port_is_that_of_the_proxy(shown: Callable[..., Done]) -> None:
     for address in ("127.0.0.1:8080", "unix:/run/derp.sock"):
         done = shown("json", "-a", address, "--hostname=derp.example.com", "--public-port=443")
         (node,) = DERPMap.from_json(done.out).regions[900].nodes
         assert (node.host_name, node.derp_port) == ("derp.example.com", 0)
 
 
-def test_of_plain_http_the_port_of_the_proxy_must_be_given(shown: Callable[..., Done]) -> None:
+def test_the_port_of_a_proxy_before_plain_http_must_be_given(shown: Callable[..., Done]) -> None:
     """A Tailscale client speaks TLS, so a map with the relay's own port cannot work."""
     name = "--hostname=derp.example.com"
     plain = (("-a", ":8443", "--no-tls"), ("--dev",), ("-a", "unix:/run/x"))
@@ -98,7 +100,7 @@ def test_behind_a_proxy_stun_is_in_the_map_if_clients_reach_it(shown: Callable[.
         assert (node.derp_port, node.stun_port) == (0, port)
 
 
-def test_own_certificates_are_not_pinned(shown: Callable[..., Done], tmp_path: Path) -> None:
+def test_certificates_from_files_are_not_pinned(shown: Callable[..., Done], tmp_path: Path) -> None:
     write_pair(tmp_path, "derp.example.com")
     done = shown("json", "--certmode=manual", "--certdir", tmp_path, "--hostname=derp.example.com")
     assert DERPMap.from_json(done.out).regions[900].nodes[0].cert_name == ""
@@ -135,14 +137,14 @@ def test_the_policy_file_s_member_is_its_json() -> None:
     }
 
 
-def test_all_are_shown_under_headings() -> None:
+def test_all_forms_are_shown_under_headings() -> None:
     text = show_map(NODE, "all")
     for form in ("policy", "headscale", "json"):
         assert show_map(NODE, form) in text
     assert text.count("# For ") == 3
 
 
-def test_tailscale_s_prober_reads_it(shown: Callable[..., Done], tmp_path: Path) -> None:
+def test_tailscale_s_prober_reads_the_map(shown: Callable[..., Done], tmp_path: Path) -> None:
     derpprobe = need("derpprobe")
     path = tmp_path / "map.json"
     path.write_text(shown("json", *IP, "-a", ":9", "--certmode=manual").out)

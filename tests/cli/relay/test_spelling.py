@@ -1,4 +1,4 @@
-"""Command lines that Go would take are refused by what was meant, in the form of the log."""
+"""Command lines in Go's spelling are refused with the right spelling, in the form of the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.cli.process import pyderp
         ("-stun=true", "-stun=true: write --stun; long flags have two dashes"),
     ],
 )
-def test_a_flag_in_gos_spelling_is_refused_by_what_was_meant(word: str, advice: str) -> None:
+def test_a_flag_in_gos_spelling_is_refused_with_the_right_spelling(word: str, advice: str) -> None:
     done = pyderp("relay", "--dev", word)
     assert done.returncode == 2
     assert advice in " ".join(done.stderr.replace("│", " ").split())

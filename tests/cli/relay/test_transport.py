@@ -1,4 +1,4 @@
-"""Whether a relay speaks TLS: one rule, and a line that says why not."""
+"""Whether a relay speaks TLS: one rule, and a line with the reason."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_as_derper_tls_is_on_port_443_or_with_manual_certificates(
     assert (not transport_of(settings(derper=True, **given), address).plain) == tls
 
 
-def test_as_derper_flags_of_the_certificate_that_do_nothing_are_warned_of() -> None:
-    """A much-used image has these flags by default."""
+def test_as_derper_certificate_flags_without_effect_are_warned_of() -> None:
+    """A widely used image has these flags by default."""
     given: dict[str, Any]
     given = {"certmode": "letsencrypt", "certdir": Path("/c"), "hostname": "derp.example.com"}
     warning = transport_of(settings(derper=True, **given), ":10443").warning
@@ -99,7 +99,7 @@ def test_flags_of_the_certificate_beside_no_tls_are_warned_of(tmp_path: Path) ->
         "other out"
     )
     assert not transport_of(settings(tls=False, hostname="a.example"), ":8443").warning
-    # Of a settings file it is what the relay has without the flag.
+    # In a settings file it is a setting without the flag.
     file = tmp_path / "relay.toml"
     file.write_text('cert-file = "/c"\ncert-key-file = "/k"\n')
     in_file = load_settings({"tls": False, "config-file": file}, environment={})
@@ -133,7 +133,7 @@ def test_a_public_address_needs_a_certificate(here: Callable[..., Done], tmp_pat
     assert "--no-tls for plain HTTP behind a proxy" in done.err
 
 
-def test_check_says_which(here: Callable[..., Done], tmp_path: Path) -> None:
+def test_check_prints_whether_and_why(here: Callable[..., Done], tmp_path: Path) -> None:
     key = ("-c", tmp_path / "k", "--no-stun", "--check")
     done = here("relay", "-a", ":0", "--no-tls", *key)
     assert "ok: no TLS, plain HTTP: --no-tls\n" in done.out
@@ -142,7 +142,7 @@ def test_check_says_which(here: Callable[..., Done], tmp_path: Path) -> None:
     assert "warning: plain HTTP, since" in done.out
 
 
-def test_the_log_of_the_start_says_which(tmp_path: Path) -> None:
+def test_the_log_of_the_start_says_whether_and_why(tmp_path: Path) -> None:
     key = ("-c", tmp_path / "k", "--no-stun")
     with running(*LOCAL, *key, "--certdir", tmp_path) as process:
         process.wait_for("no TLS, plain HTTP: only this machine reaches 127.0.0.1:0")

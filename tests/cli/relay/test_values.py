@@ -1,4 +1,4 @@
-"""How values of the relay's flags are written, and what is told about those that are none."""
+"""How values of the relay's flags are written, and errors about invalid ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_duration_is_go_s_or_seconds(word: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "word", ["", "s", "soon", "-1", "-1s", "1d", "1m 30s", "nan", "inf", "1e999", "5S", "1" * 5000]
 )
-def test_what_is_no_duration_is_refused(word: str) -> None:
+def test_an_invalid_duration_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match="want"):
         parse_duration(word)
 
@@ -73,7 +73,7 @@ def test_what_is_no_duration_is_refused(word: str) -> None:
         (networks(), "host", "'host' is no network"),
     ],
 )
-def test_what_is_no_value_is_refused(kind: Kind, word: str, told: str) -> None:
+def test_an_invalid_value_is_refused(kind: Kind, word: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         kind.parse(word)
 
@@ -105,7 +105,7 @@ def test_empty_text_is_no_path() -> None:
         (names("X"), ["a", " b"], ("a", "b")),
     ],
 )
-def test_toml_has_types(kind: Kind, value: object, result: Any) -> None:
+def test_toml_values_have_types(kind: Kind, value: object, result: Any) -> None:
     assert kind.from_toml(value) == result
 
 
@@ -214,7 +214,7 @@ def test_empty_text_means_no_value() -> None:
     assert not Settings({"hostname": None}).given("hostname")
 
 
-def test_the_first_problem_says_how_many_there_are() -> None:
+def test_the_first_problem_has_the_number_of_problems() -> None:
     settings = Settings({})
     settings.check()
     for text_ in ("one", "two", "two", "three"):
@@ -251,7 +251,7 @@ def test_an_error_names_flags_for_settings(derper: bool, given: dict[str, str], 
     assert load_settings({}, derper=derper, environment=given).explain(error) == told
 
 
-def test_an_error_that_names_no_setting_has_its_place_before_it() -> None:
+def test_an_error_without_a_setting_has_its_place_before_it() -> None:
     error = ConfigError("no {name}", settings=("home",), name="x")
     assert Settings({}).explain(error) == "--home: no x"
     settings = load_settings({}, derper=True, environment={"PYDERP_HOME": "x"})
@@ -259,7 +259,7 @@ def test_an_error_that_names_no_setting_has_its_place_before_it() -> None:
     assert settings.explain(ConfigError("no {name}")) == "no {name}"
 
 
-def test_of_a_flag_that_is_wrong_nothing_else_is_a_problem() -> None:
+def test_a_wrong_flag_has_no_further_problems() -> None:
     settings = Settings({})
     settings.note(ConfigError("first", settings=("home",)))
     settings.note(ConfigError("{} and {}", settings=("drain", "home")))

@@ -1,4 +1,4 @@
-"""The way of a flag's value through the code: which files it enters until it acts."""
+"""Which source files a flag's value passes until it takes effect."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ WAY = [
     "cli/relay/run.py",
     "cli/relay/plan.py",
     "config/relay.py",
-    "server/app/relay.py",  # where it acts
+    "server/app/relay.py",  # where it takes effect
 ]
 
 
 def _holds(thing: object, depth: int = 4) -> bool:
-    """Whether something is the value, or contains it."""
+    """Whether an object is the value, or contains it."""
     if isinstance(thing, float):
         return thing == VALUE
     if isinstance(thing, str):
@@ -53,12 +53,13 @@ def _holds(thing: object, depth: int = 4) -> bool:
 
 @contextmanager
 def _traced(found: list[str]) -> Iterator[None]:
-    """Note each file of ours a function of which is called with the value, or what contains it."""
+    """Record each file of pyderp with a function that is called with the value, or what contains
+    it."""
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
         path = Path(frame.f_code.co_filename)
         if event != "call" or not path.is_relative_to(ROOT) or WAY[-1] in found:
-            return  # once it acts, the relay's other parts are called, which have all settings
+            return  # after it takes effect, parts of the relay are called that have all settings
         name = str(path.relative_to(ROOT))
         if name not in found and _holds(list(frame.f_locals.values())):
             found.append(name)
@@ -71,8 +72,10 @@ def _traced(found: list[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-async def test_a_flag_enters_six_files_until_it_acts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the arguments of `pyderp relay` on: what chooses the command is the same for all."""
+async def test_a_flag_passes_six_files_until_it_takes_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted from the arguments of `pyderp relay` on; choosing the command is the same for all."""
     found: list[str] = []
     mains: list[Callable[[], Coroutine[Any, Any, None]]] = []
     configs: list[RelayConfig] = []

@@ -1,4 +1,4 @@
-"""Each rule finds what it is for, says where it is, and leaves a good map alone."""
+"""Each rule finds its problem, names its place, and accepts a good map."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def with_region(number: int = 900, **changes: Any) -> DERPMap:
 
 
 def second(**changes: Any) -> DERPMap:
-    """With a second node in region 900."""
+    """The map with a second node in region 900."""
     other = dataclasses.replace(A, name="900b", host_name="derp9.example.com")
     return with_region(nodes=(A, dataclasses.replace(other, **changes)))
 
 
-def test_good_map() -> None:
+def test_a_good_map_has_no_findings() -> None:
     assert lint(GOOD, gojson.parse(GOOD.to_json())) == []
 
 
@@ -211,7 +211,7 @@ CASES: Mapping[str, list[tuple[DERPMap, str]]] = {
         for at, (derp_map, path) in enumerate(cases)
     ],
 )
-def test_rule_finds_it(rule: str, derp_map: DERPMap, path: str) -> None:
+def test_each_rule_finds_its_problem_at_its_place(rule: str, derp_map: DERPMap, path: str) -> None:
     found = lint(derp_map)
     of_rule = [finding for finding in found if finding.rule == rule]
     assert [finding.path for finding in of_rule] == [path]
@@ -219,13 +219,13 @@ def test_rule_finds_it(rule: str, derp_map: DERPMap, path: str) -> None:
     assert of_rule[0].advice
 
 
-def test_machines_of_one_name_may_have_different_pins() -> None:
-    """Each with an address of its own; without, at most one of the pins is right."""
+def test_nodes_of_one_host_name_may_have_different_pins() -> None:
+    """If each has its own address; without addresses, at most one of the pins is right."""
     both = second(host_name=A.host_name, cert_name=PIN, ipv4="192.0.2.1")
     assert "pin-conflict" not in {finding.rule for finding in lint(both)}
 
 
-def test_name_that_only_begins_as_a_pin() -> None:
+def test_a_name_that_only_begins_like_a_pin_is_accepted() -> None:
     assert lint(with_node(cert_name="sha256.example.com")) == []
 
 
@@ -247,8 +247,8 @@ def test_regions_of_tailscale_keep_their_ids() -> None:
         ),
     ],
 )
-def test_names_that_are_there_twice(text: str, path: str) -> None:
-    """Only in the text they can be seen."""
+def test_duplicate_names_are_found(text: str, path: str) -> None:
+    """Only the text has them; a parsed map does not."""
     found = lint(DERPMap.from_json(text), gojson.parse(text))
     assert [f.path for f in found if f.rule == "duplicate-key"] == [path]
 
@@ -263,8 +263,8 @@ def test_names_that_are_there_twice(text: str, path: str) -> None:
         (MapKind.HEADSCALE, "900", "null-region"),
     ],
 )
-def test_regions_that_are_null(kind: MapKind | None, region: str, rule: str) -> None:
-    """In a policy that is how Tailscale's regions are removed, and for headscale any."""
+def test_null_regions_are_found(kind: MapKind | None, region: str, rule: str) -> None:
+    """A policy removes Tailscale's regions in this way, and headscale any region."""
     text = f'{{"Regions": {{"{region}": null, "901": {{"Nodes": [{{}}, null]}}}}}}'
     found = lint(DERPMap.from_json(text), gojson.parse(text), kind=kind)
     assert [(f.rule, f.path) for f in found if f.rule.startswith("null")] == sorted(
@@ -284,10 +284,10 @@ def test_regions_that_are_null(kind: MapKind | None, region: str, rule: str) -> 
         (MapKind.HEADSCALE, (), False, {"no-home", "omits-default-regions"}),
     ],
 )
-def test_regions_that_clients_have_besides(
+def test_default_regions_of_clients_count(
     kind: MapKind | None, urls: tuple[str, ...] | None, omits: bool, rules: set[str]
 ) -> None:
-    """Only where there are no others, a map without a home is an error."""
+    """A map without a home is an error only if clients have no other regions."""
     regions = {
         n: dataclasses.replace(region, no_measure_no_home=True)
         for n, region in GOOD.regions.items()
@@ -296,7 +296,7 @@ def test_regions_that_clients_have_besides(
     assert {finding.rule for finding in found} == rules
 
 
-def test_headscale_with_regions_of_tailscale_omits_none() -> None:
+def test_headscale_with_tailscale_regions_omits_no_default_regions() -> None:
     node = dataclasses.replace(A, region_id=7, host_name="derp7d.tailscale.com")
     with_theirs = with_region(7, nodes=(node,))
     assert lint(with_theirs, kind=MapKind.HEADSCALE, urls=("https://example.com",)) == []
@@ -304,13 +304,13 @@ def test_headscale_with_regions_of_tailscale_omits_none() -> None:
     assert (finding.rule, finding.path) == ("omits-default-regions", "derp.urls")
 
 
-def test_nodes_without_a_name_are_not_of_one_name() -> None:
+def test_nodes_without_a_name_do_not_share_one() -> None:
     nameless = dataclasses.replace(A, name="")
     found = lint(with_region(nodes=(nameless, dataclasses.replace(nameless, host_name="b.x"))))
     assert [finding.rule for finding in found] == ["no-name", "no-name"]
 
 
-def test_the_worst_comes_first() -> None:
+def test_findings_are_sorted_by_severity() -> None:
     found = lint(second(name="900a", ipv6="none", stun_port=-1, insecure_for_tests=True))
     order = [list(Severity).index(finding.severity) for finding in found]
     assert order == sorted(order)
@@ -337,15 +337,17 @@ def test_every_offline_rule_has_a_case() -> None:
         ({"host_name": ""}, (False, False)),
     ],
 )
-def test_families_of_a_node(changes: dict[str, Any], expected: tuple[bool, bool]) -> None:
+def test_addresses_of_a_node_decide_its_families(
+    changes: dict[str, Any], expected: tuple[bool, bool]
+) -> None:
     assert families(dataclasses.replace(A, **{"ipv4": "", **changes})) == expected
 
 
-def test_ten_thousand_nodes() -> None:
-    """No rule compares each node with each other one, which would outlast the bound of a test."""
+def test_ten_thousand_nodes_are_checked_in_time() -> None:
+    """A rule that compared each node with each other one would exceed the time of a test."""
     regions = {}
     for n in range(900, 10_900):
-        # Every second one shares name and port, each with a pin of its own.
+        # Every second node shares name and port, each with its own pin.
         node = dataclasses.replace(
             A,
             name=f"{n}a",
