@@ -1,4 +1,4 @@
-"""Run checks against relays and networks that tests build, and look at what they found."""
+"""Run checks against relays and networks of the tests, and look at the findings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BOUND = 30.0
 LIMIT = 20.0
 """Seconds for a check that is to end by itself, on a busy machine."""
 SOON = 0.5
-"""Seconds for a check that is to run out of time."""
+"""Seconds for a check that is to time out."""
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Found = dict[str, Finding]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine; what the loop had to catch by itself fails the test."""
+    """Run a coroutine; an error that only the loop caught fails the test."""
     caught: list[dict[str, Any]] = []
 
     async def bounded() -> None:
@@ -46,7 +46,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def no_network(**more: Any) -> Settings:
-    """Settings that do not look at the environment."""
+    """Settings without those of the environment."""
     return Settings(**{"timeout": LIMIT, "idle": 0.2, "network": NetworkSettings(), **more})
 
 
@@ -76,12 +76,12 @@ async def look(
 
 
 async def look_at(url: str, settings: Settings | None = None, **single: Any) -> Found:
-    """All findings about one relay, without STUN unless asked for."""
+    """All findings about one relay, by default without STUN."""
     return await look(relay_region(url, Single(**{"stun_port": -1, **single})), settings)
 
 
 def results(found: Found, group: str = "") -> dict[str, str]:
-    """Check → result, of one group or of all."""
+    """Results by check, of one group or of all."""
     return {name: f.result.value for name, f in found.items() if name.startswith(group)}
 
 
@@ -91,12 +91,12 @@ def troubles(found: Found) -> list[str]:
 
 
 def assert_fine(found: Found) -> None:
-    """Nothing warns or fails."""
+    """Check that nothing warns or fails."""
     assert not troubles(found), [found[name].seen for name in troubles(found)]
 
 
 def resolving(**names: Sequence[str] | Exception) -> Any:
-    """A resolver that knows these names only, `_` standing for a dot, and `localhost`."""
+    """A resolver of these names, where `_` stands for a dot, and of `localhost`."""
     known = {name.replace("_", "."): value for name, value in names.items()}
 
     async def resolve(host: str, family: socket.AddressFamily) -> list[IPAddress]:
@@ -126,12 +126,12 @@ class TLSFiles:
         return ManualTLS(certdir=self.directory, hostname="localhost")
 
     def settings(self, **more: Any) -> Settings:
-        """Settings that trust the certificate and know the name."""
+        """Settings that trust the certificate and resolve the name."""
         trust = TLSConfig(system_roots=False, builtin_roots=False, extra_roots=(self.ca,))
         return no_network(**{"tls": trust, "resolver": LOCALHOST, **more})
 
     def server(self) -> ssl.SSLContext:
-        """The context of a server of the test's own."""
+        """The context of a server that is no relay."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.ca, self.directory / "localhost.key")
         return context
@@ -151,7 +151,7 @@ async def tls_relay(files: TLSFiles, **config: Any) -> AsyncIterator[tuple[Relay
 
 @contextlib.asynccontextmanager
 async def serving(handle: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server on 127.0.0.1 that does with each connection what the function says; its port."""
+    """A server on 127.0.0.1 that handles each connection with the function; yields its port."""
     running: set[asyncio.Task[None]] = set()
 
     async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -188,12 +188,12 @@ def front(
     answer: Callable[[str], bytes | None] = lambda _: None,
     change: Callable[[str], str] = lambda head: head,
 ) -> Handler:
-    """What a proxy in front of a relay does.
+    """A proxy in front of a relay.
 
     Args:
         port: of the relay, without TLS.
-        answer: what it answers a request's head by itself; `None`: it passes it on.
-        change: what it passes on instead of the head.
+        answer: its own answer to a request's head; `None`: it passes the head on.
+        change: the head that it passes on instead.
     """
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -229,7 +229,7 @@ def page(status: str, body: str = "", *headers: str) -> bytes:
 
 
 def headscale(port: int) -> Handler:
-    """As headscale's embedded relay: TLS by the control server, no /generate_204, no mesh."""
+    """Like headscale's embedded relay: TLS of the control server, no /generate_204, no mesh."""
 
     def answer(head: str) -> bytes | None:
         path = head.split(" ")[1].partition("?")[0]
@@ -240,7 +240,7 @@ def headscale(port: int) -> Handler:
 
 
 def hyper_derp(port: int) -> Handler:
-    """As Hyper-DERP's relay: the upgrade to DERP, and nothing else but the probe."""
+    """Like Hyper-DERP's relay: the upgrade to DERP and the probe only."""
 
     def answer(head: str) -> bytes | None:
         path = head.split(" ")[1].partition("?")[0]
@@ -262,6 +262,6 @@ def with_node(region: Region, **changes: Any) -> Region:
 
 
 def subject_of(region: Region) -> Subject:
-    """Its only one."""
+    """The only subject of a region."""
     (subject,) = region.subjects
     return subject

@@ -1,4 +1,4 @@
-"""What to do about each reason for which connecting fails."""
+"""Advice for each reason why a connect fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyderp.errors import DialError, FailureReason
 
 
 @pytest.mark.parametrize("reason", FailureReason, ids=lambda reason: reason.name)
-def test_each_reason_has_advice_and_only_a_proxy_is_blamed_on_a_proxy(
+def test_each_reason_has_advice_and_only_reasons_of_proxies_name_one(
     reason: FailureReason,
 ) -> None:
     seen = explain(DialError("no connection", reason=reason))

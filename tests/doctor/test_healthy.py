@@ -1,4 +1,4 @@
-"""Healthy relays of several kinds: nothing warns or fails."""
+"""Healthy relays of several kinds: no check warns or fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .support import (
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["quick", "deep"])
-def test_a_relay_with_tls(tmp_path: Path, deep: bool) -> None:
+def test_a_relay_with_tls_is_healthy(tmp_path: Path, deep: bool) -> None:
     files = tls_files(tmp_path)
 
     async def main() -> None:
@@ -36,7 +36,7 @@ def test_a_relay_with_tls(tmp_path: Path, deep: bool) -> None:
             found = await look_at(url, files.settings(deep=deep), stun_port=node.stun_port)
         assert_fine(found)
         good = {name for name, result in results(found).items() if result == "ok"}
-        # What is skipped has nothing to look at here.
+        # Skipped checks do not apply here.
         assert set(found) - good == {
             "names.ipv6", "tcp.ipv6", "stun.ipv6", "tls.pin", "tls.addresses", "http.port80",
         }  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_relay_with_tls(tmp_path: Path, deep: bool) -> None:
     run(main())
 
 
-def test_a_relay_without_tls() -> None:
+def test_a_relay_without_tls_is_healthy() -> None:
     async def main() -> None:
         async with Relay() as relay:
             found = await look_at(relay.url)
@@ -60,8 +60,10 @@ def test_a_relay_without_tls() -> None:
     [(headscale, []), (hyper_derp, ["http.websocket"])],
     ids=["headscale", "hyper"],
 )
-def test_relays_of_others(tmp_path: Path, kind: object, expected: list[str]) -> None:
-    """What clients can do without is no failure where it is missing."""
+def test_relays_of_other_projects_are_healthy(
+    tmp_path: Path, kind: object, expected: list[str]
+) -> None:
+    """Features that clients do not need may be missing."""
     files = tls_files(tmp_path)
     assert callable(kind)
 
@@ -80,8 +82,8 @@ def test_relays_of_others(tmp_path: Path, kind: object, expected: list[str]) -> 
     run(main())
 
 
-def test_a_relay_over_ipv6() -> None:
-    """All works, and that there is no IPv4 is worth a warning."""
+def test_a_relay_over_ipv6_only_has_a_warning() -> None:
+    """All works, and the missing IPv4 is a warning."""
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             pass

@@ -1,4 +1,4 @@
-"""Servers that are slow, endless or talk junk: reported, in time, and never with a traceback."""
+"""Servers that are slow, endless or send junk are reported, in time, without a traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GREETING = switching_protocols(KEY.public) + pack_server_key(KEY.public)
 
 
 def after(first: bytes, then: bytes, *, forever: bool = True, pause: float = 0.0) -> Handler:
-    """Answer a request's head with `first`, then with `then` again and again."""
+    """Answer a request's head with `first`, then send `then` repeatedly."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
@@ -55,7 +55,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_each_is_reported_and_bounded(name: str) -> None:
+def test_each_is_reported_in_time(name: str) -> None:
     async def main() -> None:
         began = asyncio.get_running_loop().time()
         async with serving(HOSTILE[name]) as port:
@@ -64,15 +64,15 @@ def test_each_is_reported_and_bounded(name: str) -> None:
         assert FAIL in (found["http.upgrade"].result, found["relay.admission"].result)
         assert found["relay.packet"].result is SKIP
         assert not [f for f in found.values() if "mistake" in f.seen.text]
-        # Each check has half a second, the longest chain of them a few.
+        # Each check has half a second, their longest chain a few.
         assert asyncio.get_running_loop().time() - began < 20
 
     run(main())
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_answers_that_were_tampered_with(seed: int) -> None:
-    """Bits of good answers turned: whatever is found, no check breaks down."""
+def test_changed_bits_in_answers_break_no_check(seed: int) -> None:
+    """The findings may differ."""
     chance = random.Random(seed)
     good = [
         GREETING,
@@ -98,8 +98,8 @@ def test_answers_that_were_tampered_with(seed: int) -> None:
     run(main())
 
 
-def test_a_mistake_of_ours_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No error of a check leaves the runner."""
+def test_an_error_in_a_check_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not leave the runner."""
     from pyderp.doctor import relay
 
     def broken(*_: object) -> None:

@@ -1,6 +1,6 @@
-"""What `docs/howto/is-it-working.md` shows is what the tool prints, of networks built as it says.
+"""The examples of `docs/howto/is-it-working.md` are what the tool prints on such networks.
 
-`python -m tests.doctor.test_howto` prints it, to be put there.
+`python -m tests.doctor.test_howto` prints them, to be copied to the page.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def settings(**more: object) -> Settings:
 
 
 async def lines(region: Region, how: Settings) -> list[str]:
-    """What the command prints, without the sum."""
+    """The command's output, without the summary."""
     found: dict[tuple[str, str], Finding] = {}
     examination = Examination([region], how)
     await examination.run(lambda finding: found.__setitem__(finding.key, finding))
@@ -60,7 +60,7 @@ def plain(relay: Relay, stun_port: int) -> Region:
 
 
 async def healthy(directory: Path) -> list[str]:
-    """A relay with a certificate of its own files, and STUN."""
+    """A relay with a certificate from files, and STUN."""
     write_pair(directory, NAME)
     tls = ManualTLS(certdir=directory, hostname=NAME)
     roots = TLSConfig(extra_roots=(directory / f"{NAME}.crt",))
@@ -79,14 +79,14 @@ async def expired(_: Path) -> list[str]:
 
 
 async def self_signed(directory: Path) -> list[str]:
-    """No pin in the map, or none given."""
+    """No pin in the map, and none given."""
     write_pair(directory, NAME)
     async with Relay(RelayConfig(tls=ManualTLS(certdir=directory, hostname=NAME))) as relay:
         return await lines(at(relay.address[1]), settings())
 
 
 async def firewall(_: Path) -> list[str]:
-    """A company's network, whose firewall reads along."""
+    """A company's network, whose firewall decrypts TLS."""
     box = certificate(common_name="Fortinet CA", authority=True)
     seen = certificate(NAME, issuer=box)
     async with Relay() as relay, serving(front(relay.address[1]), tls=seen.server()) as port:
@@ -103,7 +103,7 @@ async def stripped(_: Path) -> list[str]:
 
 
 async def http2(_: Path) -> list[str]:
-    """A proxy for HTTP/2 alone."""
+    """A proxy for HTTP/2 only."""
     good = certificate(NAME, issuer=ROOT)
     handler = front(1, lambda _: test_http.SETTINGS_FRAME)
     async with serving(handler, tls=good.server()) as port:
@@ -120,7 +120,7 @@ async def no_stun(directory: Path) -> list[str]:
 
 
 async def stray_stun(_: Path) -> list[str]:
-    """A relay with several addresses, whose answers leave by the first of them."""
+    """A relay with several addresses that answers from the first one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.2", 0))
         async with test_stun.stun(test_stun.Server(other)) as port, Relay() as relay:
@@ -128,7 +128,7 @@ async def stray_stun(_: Path) -> list[str]:
 
 
 async def admitting(directory: Path) -> list[str]:
-    """Known keys only."""
+    """A relay that admits known keys only."""
     keys = directory / "keys"
     keys.write_text(f"{NodePrivate.generate().public}\n")
     good = certificate(NAME, issuer=ROOT)
@@ -167,7 +167,7 @@ def shown() -> dict[str, list[str]]:
 
 
 def same(line: str) -> str:
-    """A line without what differs from run to run: addresses, times, keys, rates, figures."""
+    """A line without what differs between runs: addresses, times, keys, rates, figures."""
     line = re.sub(r"\[[A-Za-z0-9+/]{5}\]", "[KEY]", line)
     line = re.sub(r"[0-9a-f]{64}", "HEX", line)
     line = re.sub(r"\b\d+\.\d+\.\d+\.\d+(:\d+)?", "ADDRESS", line)
@@ -175,13 +175,13 @@ def same(line: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", line)
 
 
-def test_each_scenario_is_shown_and_no_other() -> None:
+def test_the_page_has_each_scenario_and_no_other() -> None:
     assert list(shown()) == list(SCENARIOS)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_is_shown_is_what_is_printed(name: str, tmp_path: Path) -> None:
-    """Lines may be left out, at `…`; those that are there are as printed."""
+def test_the_page_has_the_lines_that_are_printed(name: str, tmp_path: Path) -> None:
+    """Lines may be left out, at `…`; all others are as printed."""
 
     async def main() -> None:
         printed = [same(line) for line in await SCENARIOS[name](tmp_path)]

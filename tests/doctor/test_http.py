@@ -38,13 +38,13 @@ async def before_relay(
     change: Callable[[str], str] = lambda head: head,
     **settings: object,
 ) -> Found:
-    """What is found of a relay behind a proxy."""
+    """Findings about a relay behind a proxy."""
     async with Relay() as relay, serving(front(relay.address[1], answer, change)) as port:
         return await look_at(f"http://127.0.0.1:{port}", no_network(**settings))
 
 
 def without_upgrade(head: str) -> str:
-    """What a proxy that knows no upgrade passes on."""
+    """The head as a proxy passes it on that does not know upgrades."""
     kept = [
         line
         for line in head.split("\r\n")
@@ -63,7 +63,7 @@ async def test_a_relay_without_derp_blames_no_proxy() -> None:
     assert found["http.proxy"].result is SKIP
 
 
-def test_a_proxy_that_strips_the_upgrade() -> None:
+def test_a_proxy_that_strips_the_upgrade_is_found() -> None:
     async def main() -> None:
         found = await before_relay(change=without_upgrade)
         assert found["http.upgrade"].result is FAIL
@@ -79,7 +79,7 @@ def test_a_proxy_that_strips_the_upgrade() -> None:
 @pytest.mark.parametrize(
     "frames", [SETTINGS_FRAME, SETTINGS_FRAME + GOAWAY_FRAME], ids=["settings", "goaway"]
 )
-def test_http_2_only(frames: bytes) -> None:
+def test_a_proxy_for_http_2_only_is_found(frames: bytes) -> None:
     async def main() -> None:
         found = await before_relay(lambda _: frames)
         assert found["http.upgrade"].result is FAIL
@@ -89,7 +89,7 @@ def test_http_2_only(frames: bytes) -> None:
     run(main())
 
 
-def test_another_version_of_http_wanted() -> None:
+def test_an_unsupported_version_of_http_fails() -> None:
     async def main() -> None:
         found = await before_relay(lambda _: page("505 HTTP Version Not Supported"))
         assert found["http.proxy"].result is FAIL
@@ -106,7 +106,7 @@ def test_another_version_of_http_wanted() -> None:
         (page("502 Bad Gateway"), "does not reach the relay"),
     ],
 )
-def test_answers_of_web_servers(answer: bytes, text: str) -> None:
+def test_answers_of_web_servers_are_named(answer: bytes, text: str) -> None:
     async def main() -> None:
         found = await before_relay(lambda _: answer)
         assert found["http.upgrade"].result is FAIL
@@ -115,7 +115,7 @@ def test_answers_of_web_servers(answer: bytes, text: str) -> None:
     run(main())
 
 
-def test_a_proxy_that_lets_the_upgrade_pass_is_named() -> None:
+def test_a_proxy_that_passes_the_upgrade_is_named() -> None:
     async def main() -> None:
         async with Relay() as relay:
             inner = front(relay.address[1])
@@ -132,7 +132,7 @@ def test_a_proxy_that_lets_the_upgrade_pass_is_named() -> None:
 
 
 class _Naming:
-    """A writer that puts a proxy's headers into the first answer."""
+    """A writer that adds a proxy's headers to the first answer."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
@@ -149,7 +149,7 @@ class _Naming:
         return getattr(self._writer, name)
 
 
-def test_no_websocket() -> None:
+def test_a_missing_websocket_is_a_warning() -> None:
     async def main() -> None:
         found = await before_relay(
             lambda head: page("400 Bad Request") if "websocket" in head.lower() else None
@@ -161,7 +161,7 @@ def test_no_websocket() -> None:
     run(main())
 
 
-def test_no_latency_check() -> None:
+def test_a_missing_latency_check_is_a_warning() -> None:
     async def main() -> None:
         found = await before_relay(
             lambda head: page("404 Not Found") if "latency-check" in head else None
@@ -180,7 +180,7 @@ def test_no_latency_check() -> None:
         (-3 * 86400.0, WARN, "3 days behind"),
     ],
 )
-def test_clocks(offset: float, result: object, text: str) -> None:
+def test_the_clock_is_compared(offset: float, result: object, text: str) -> None:
     async def main() -> None:
         def answer(head: str) -> bytes | None:
             date = f"Date: {formatdate(time.time() + offset, usegmt=True)}"
@@ -194,7 +194,7 @@ def test_clocks(offset: float, result: object, text: str) -> None:
 
 
 @pytest.mark.parametrize("date", ["yesterday", "Mon, 99 Foo 99999 99:99:99 GMT", "\xff"])
-def test_dates_that_are_none(date: str) -> None:
+def test_an_invalid_date_is_skipped_or_fails(date: str) -> None:
     async def main() -> None:
         found = await before_relay(
             lambda head: (
@@ -232,8 +232,10 @@ def repeats_the_challenge(head: str) -> bytes:
     ],
     ids=["relay", "no-challenge", "404", "portal", "page", "junk", "nothing"],
 )  # fmt: skip
-def test_plain_http_beside_tls(answer: object, result: object, text: str, promised: bool) -> None:
-    """What a map promises must work; otherwise only what may be a portal is worth a warning."""
+def test_plain_http_beside_tls_is_checked(
+    answer: object, result: object, text: str, promised: bool
+) -> None:
+    """What a map promises must work; otherwise only a possible portal is a warning."""
     assert callable(answer)
 
     async def main() -> None:
@@ -247,7 +249,7 @@ def test_plain_http_beside_tls(answer: object, result: object, text: str, promis
     run(main())
 
 
-def test_port_80_that_is_closed() -> None:
+def test_a_closed_port_80_fails_only_if_promised() -> None:
     async def main() -> None:
         async with Relay() as relay:
             region = relay_region(relay.url, Single(stun_port=-1, http_port=1))
@@ -260,7 +262,7 @@ def test_port_80_that_is_closed() -> None:
     run(main())
 
 
-def test_a_load_balancer_before_two_relays() -> None:
+def test_a_load_balancer_before_two_relays_is_found() -> None:
     async def main() -> None:
         async with Relay() as one, Relay() as other:
             ports = [one.address[1], other.address[1]]

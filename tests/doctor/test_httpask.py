@@ -1,4 +1,4 @@
-"""The doctor's requests: what is sent, and how odd answers are told apart."""
+"""The doctor's requests: what is sent, and how unusual answers are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
 
 
 async def exchange(answer: bytes, *, upgrade: bool = False) -> tuple[str, Reply]:
-    """Ask a server that sends an answer and closes; returns the head of the request too."""
+    """Send a request to a server that answers and closes; returns the request's head, too."""
     heads: list[str] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,7 +38,7 @@ async def exchange(answer: bytes, *, upgrade: bool = False) -> tuple[str, Reply]
     return heads[0], reply
 
 
-def test_the_upgrade_is_asked_for_as_a_client_does() -> None:
+def test_the_upgrade_request_is_that_of_a_client() -> None:
     async def main() -> None:
         switched = switching_protocols(NodePrivate.generate().public)
         head, reply = await exchange(switched + b"greeting", upgrade=True)
@@ -57,7 +57,7 @@ def test_the_upgrade_is_asked_for_as_a_client_does() -> None:
         pytest.param(b"\r\n" + b"x" * 100_000, b"x" * 4096, id="long"),
     ],
 )
-def test_a_head_counts_whatever_becomes_of_its_body(rest: bytes, body: bytes) -> None:
+def test_a_head_is_read_with_any_body(rest: bytes, body: bytes) -> None:
     async def main() -> None:
         head, reply = await exchange(HEAD + rest)
         assert head == (
@@ -78,7 +78,7 @@ def test_a_head_counts_whatever_becomes_of_its_body(rest: bytes, body: bytes) ->
         pytest.param(HEAD, "unexpectedly closed connection", False, id="half_a_head"),
     ],
 )
-def test_what_is_no_http_1(answer: bytes, text: str, http2: bool) -> None:
+def test_an_answer_that_is_not_http_1_is_named(answer: bytes, text: str, http2: bool) -> None:
     async def main() -> None:
         with pytest.raises(NotHttp, match=text) as caught:
             await exchange(answer)
@@ -87,7 +87,7 @@ def test_what_is_no_http_1(answer: bytes, text: str, http2: bool) -> None:
     run(main())
 
 
-def test_no_answer_at_all() -> None:
+def test_an_end_without_an_answer_is_an_error() -> None:
     async def main() -> None:
         with pytest.raises(ConnectionError, match="closed without an answer"):
             await exchange(b"")

@@ -1,4 +1,4 @@
-"""Group `map`: what is wrong in the map itself."""
+"""Group `map`: mistakes in the map itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def look(**region: object) -> Finding:
     return finding
 
 
-def test_a_good_map_and_what_makes_it_bad() -> None:
+def test_a_good_map_is_ok_and_mistakes_are_found() -> None:
     async def main() -> None:
         good = await look()
         assert (good.result, good.seen.text) == (OK, "1 region, 1 node")

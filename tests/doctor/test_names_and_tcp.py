@@ -1,4 +1,4 @@
-"""Groups `names` and `tcp`: families, addresses in the map, and those that do not answer."""
+"""Groups `names` and `tcp`: families, addresses in the map, and addresses that do not answer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_family_is_looked_up() -> None:
     run(main())
 
 
-def test_ipv6_alone_is_a_warning_and_ipv4_alone_is_none() -> None:
+def test_ipv6_alone_is_a_warning_and_ipv4_alone_is_not() -> None:
     async def main() -> None:
         six = await look(region(), settings("::1"))
         assert (six["names.ipv4"].result, six["names.any"].result) == (SKIP, WARN)
@@ -60,7 +60,7 @@ def test_ipv6_alone_is_a_warning_and_ipv4_alone_is_none() -> None:
     run(main())
 
 
-def test_a_name_that_is_unknown_fails_and_what_needs_it_is_skipped() -> None:
+def test_an_unknown_name_fails_and_later_checks_are_skipped() -> None:
     async def main() -> None:
         found = await look(region(), settings())
         assert found["names.any"].result is FAIL
@@ -71,7 +71,7 @@ def test_a_name_that_is_unknown_fails_and_what_needs_it_is_skipped() -> None:
     run(main())
 
 
-def test_a_name_server_that_fails_is_not_a_name_that_is_unknown() -> None:
+def test_a_failing_name_server_is_not_an_unknown_name() -> None:
     async def main() -> None:
         broken = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         found = await look(region(), no_network(resolver=resolving(derp_example=broken)))
@@ -82,7 +82,7 @@ def test_a_name_server_that_fails_is_not_a_name_that_is_unknown() -> None:
     run(main())
 
 
-def test_a_name_server_that_hangs_costs_only_its_family() -> None:
+def test_a_name_server_that_hangs_delays_its_family_only() -> None:
     async def resolve(host: str, family: socket.AddressFamily) -> list[object]:
         if family == socket.AF_INET6:
             await asyncio.Event().wait()
@@ -116,7 +116,7 @@ def test_a_name_server_that_hangs_costs_only_its_family() -> None:
         ({"ipv4": "none", "ipv6": "none"}, "names.any", FAIL, "no address"),
     ],
 )
-def test_what_the_map_says_counts(
+def test_addresses_of_the_map_are_used(
     fields: dict[str, Any], check: str, result: object, text: str
 ) -> None:
     async def main() -> None:
@@ -128,7 +128,7 @@ def test_what_the_map_says_counts(
 
 
 def test_an_address_that_refuses_is_a_failure_and_the_others_are_used() -> None:
-    """Of a name with several addresses each must work: clients take any."""
+    """Each address of a name must work, as clients use any of them."""
 
     async def main() -> None:
         async with Relay() as relay:
@@ -141,8 +141,8 @@ def test_an_address_that_refuses_is_a_failure_and_the_others_are_used() -> None:
     run(main())
 
 
-def test_an_address_that_swallows_packets_runs_out_of_time() -> None:
-    """A listener whose queue is full answers no more."""
+def test_an_address_that_drops_packets_times_out() -> None:
+    """A listener whose queue is full does not answer."""
 
     async def main() -> None:
         with socket.socket() as full, socket.socket() as other:
@@ -161,7 +161,7 @@ def test_an_address_that_swallows_packets_runs_out_of_time() -> None:
 
 
 def test_a_machine_without_any_network_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each family by itself may be missing, but not both."""
+    """Each family may be missing, but not both."""
 
     async def main() -> None:
         async def no_way(sock: socket.socket, address: tuple[str, int]) -> None:
@@ -176,7 +176,7 @@ def test_a_machine_without_any_network_fails(monkeypatch: pytest.MonkeyPatch) ->
     run(main())
 
 
-def test_a_machine_without_the_family_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_the_family_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         connect = loop.sock_connect
@@ -196,7 +196,7 @@ def test_a_machine_without_the_family_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("port", [-5, 70_000])
-def test_a_port_of_the_map_that_is_none(port: int) -> None:
+def test_an_invalid_port_in_the_map_fails(port: int) -> None:
     async def main() -> None:
         node = {"Name": "900a", "RegionID": 900, "HostName": "127.0.0.1", "DERPPort": port}
         region = {"RegionID": 900, "Nodes": [node | {"STUNPort": -1}]}

@@ -1,4 +1,4 @@
-"""Group `region`: two nodes that act as one, or do not."""
+"""Group `region`: two nodes that form a mesh, or do not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def look(region: Region, settings: Settings) -> dict[tuple[str, str], Find
     return found
 
 
-def test_two_relays_in_a_mesh() -> None:
+def test_two_relays_in_a_mesh_are_ok() -> None:
     async def main() -> None:
         async with meshed() as (one, other):
             found = await look(region_of(one.relay.url, other.relay.url), no_network())
@@ -43,8 +43,8 @@ def test_two_relays_in_a_mesh() -> None:
     run(main())
 
 
-def test_a_link_in_one_direction_only() -> None:
-    """A relay forwards to those whose clients it watches, so one way is missing."""
+def test_a_link_in_one_direction_only_fails() -> None:
+    """A relay forwards to relays whose clients it watches, so one direction is missing."""
 
     async def main() -> None:
         async with node() as one, node() as other:
@@ -59,7 +59,7 @@ def test_a_link_in_one_direction_only() -> None:
     run(main())
 
 
-def test_two_relays_without_a_mesh() -> None:
+def test_two_relays_without_a_mesh_fail() -> None:
     async def main() -> None:
         async with Relay() as one, Relay() as other:
             found = await look(region_of(one.url, other.url), no_network(timeout=2))
@@ -72,7 +72,7 @@ def test_two_relays_without_a_mesh() -> None:
     run(main())
 
 
-def test_two_nodes_that_are_one_relay() -> None:
+def test_two_nodes_that_are_one_relay_fail() -> None:
     async def main() -> None:
         async with Relay() as one:
             found = await look(region_of(one.url, one.url), no_network())
@@ -84,7 +84,7 @@ def test_two_nodes_that_are_one_relay() -> None:
     run(main())
 
 
-def test_one_of_two_that_is_dead() -> None:
+def test_a_mesh_with_a_dead_relay_is_skipped() -> None:
     async def main() -> None:
         async with Relay() as one:
             found = await look(region_of(one.url, "http://127.0.0.1:1/derp"), no_network())
@@ -95,7 +95,7 @@ def test_one_of_two_that_is_dead() -> None:
     run(main())
 
 
-def test_one_key_cannot_be_at_both() -> None:
+def test_one_key_cannot_be_at_both_relays() -> None:
     async def main() -> None:
         key = NodePrivate.generate()
         async with Relay() as one, Relay() as other:
@@ -105,8 +105,8 @@ def test_one_key_cannot_be_at_both() -> None:
     run(main())
 
 
-def test_all_is_said_of_many_dead_nodes() -> None:
-    """Each of them, with what is left out; none keeps the others waiting."""
+def test_many_dead_nodes_are_all_reported() -> None:
+    """Each of them, with the skipped checks; no node delays the others."""
 
     async def main() -> None:
         urls = [f"http://127.0.0.{number}:1/derp" for number in range(2, 60)]

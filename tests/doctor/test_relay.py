@@ -1,4 +1,4 @@
-"""Group `relay`: which keys are let in, and packets that are lost, mixed up or limited."""
+"""Group `relay`: admission, and packets that are lost, mixed up or limited."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ MESH = MeshKey(bytes(range(32)))
 
 
 def admitting(path: Path, *keys: NodePrivate, mesh: bool = False) -> RelayConfig:
-    """A relay that lets in these keys only."""
+    """A relay that admits these keys only."""
     path.write_text("".join(f"{key.public}\n" for key in keys))
     return RelayConfig(admission=AdmissionConfig(keys_file=path), mesh_key=MESH if mesh else None)
 
 
-def test_open_to_all() -> None:
+def test_a_relay_open_to_all_keys_is_reported() -> None:
     async def main() -> None:
         async with Relay() as relay:
             found = await look_at(relay.url)
@@ -60,7 +60,7 @@ def test_open_to_all() -> None:
     run(main())
 
 
-def test_a_relay_that_admits_known_keys_only(tmp_path: Path) -> None:
+def test_a_relay_that_admits_known_keys_only_is_a_warning(tmp_path: Path) -> None:
     async def main() -> None:
         known = NodePrivate.generate()
         async with Relay(admitting(tmp_path / "keys", known)) as relay:
@@ -102,7 +102,7 @@ def test_the_mesh_key_is_not_sent_to_an_untrusted_relay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [SOON])
-def test_a_relay_that_delivers_nothing(limit: float) -> None:
+def test_a_relay_that_delivers_no_packet_fails(limit: float) -> None:
     async def main() -> None:
         async with FaultyRelay() as relay:
             relay.loss = 1.0
@@ -123,7 +123,7 @@ def test_a_relay_that_delivers_nothing(limit: float) -> None:
         ("relay.limits", "relay.speed", "a packet of 64 bytes: 0 of 1 arrived"),
     ],
 )
-def test_a_packet_that_is_lost(before: str, check: str, text: str) -> None:
+def test_a_lost_packet_fails_its_check(before: str, check: str, text: str) -> None:
     async def main() -> None:
         async with FaultyRelay() as relay:
             region = relay_region(relay.url, Single(stun_port=-1))
@@ -138,7 +138,7 @@ def test_a_packet_that_is_lost(before: str, check: str, text: str) -> None:
     run(main())
 
 
-def test_a_connection_that_is_cut_in_the_middle() -> None:
+def test_a_connection_that_is_cut_fails_its_check() -> None:
     async def main() -> None:
         async with FaultyRelay() as relay:
             region = relay_region(relay.url, Single(stun_port=-1))
@@ -151,7 +151,7 @@ def test_a_connection_that_is_cut_in_the_middle() -> None:
     run(main())
 
 
-def test_what_arrives_must_be_what_was_sent() -> None:
+def test_packets_must_arrive_as_they_were_sent() -> None:
     """A relay could also mix up packets, or their order."""
 
     async def main() -> None:
@@ -166,7 +166,7 @@ def test_what_arrives_must_be_what_was_sent() -> None:
     run(main())
 
 
-def test_packets_that_come_late_are_not_taken_for_those_of_the_next_check() -> None:
+def test_late_packets_are_not_taken_for_those_of_the_next_check() -> None:
     async def main() -> None:
         async with FaultyRelay() as relay, client_pair(relay) as (one, other):
             late: set[bytes] = set()
@@ -189,7 +189,7 @@ def _limited(path: Path, rate: int, burst: int) -> RelayConfig:
     return RelayConfig(rate_config=path)
 
 
-def test_a_slow_relay_is_called_slow_and_its_packets_are_not_called_corrupt(
+def test_a_slow_relay_is_slow_and_its_packets_are_not_corrupt(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -206,7 +206,7 @@ def test_a_slow_relay_is_called_slow_and_its_packets_are_not_called_corrupt(
     run(main())
 
 
-def test_a_rate_that_is_too_low_for_most_is_a_warning(tmp_path: Path) -> None:
+def test_a_low_rate_is_a_warning(tmp_path: Path) -> None:
     async def main() -> None:
         async with Relay(_limited(tmp_path / "rate.json", 90_000, 200_000)) as relay:
             found = await look_at(relay.url, no_network(timeout=5))
@@ -217,8 +217,8 @@ def test_a_rate_that_is_too_low_for_most_is_a_warning(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_path_that_takes_no_large_packets() -> None:
-    """As one whose MTU is smaller than the ends know: from then on nothing passes."""
+def test_a_path_that_drops_large_packets_fails() -> None:
+    """As with an MTU that is smaller than both ends know: after a large packet nothing passes."""
 
     async def main() -> None:
         async with FaultyRelay() as relay:
@@ -234,8 +234,8 @@ def test_a_path_that_takes_no_large_packets() -> None:
     run(main())
 
 
-def test_a_proxy_that_cuts_idle_connections() -> None:
-    """Here at once when all packets have passed; a proxy does it after its idle timeout."""
+def test_a_proxy_that_cuts_idle_connections_fails() -> None:
+    """Here at once after all packets have passed; a real proxy does it after its idle timeout."""
 
     async def main() -> None:
         async with FaultyRelay() as relay:
@@ -250,7 +250,7 @@ def test_a_proxy_that_cuts_idle_connections() -> None:
     run(main())
 
 
-def test_an_idle_connection_that_lives() -> None:
+def test_an_idle_connection_that_stays_is_ok() -> None:
     async def main() -> None:
         async with Relay() as relay:
             found = await look_at(relay.url, no_network(deep=True, idle=0.2))
@@ -261,7 +261,7 @@ def test_an_idle_connection_that_lives() -> None:
     run(main())
 
 
-def test_clients_at_two_relays_behind_one_address() -> None:
+def test_two_relays_behind_one_address_fail() -> None:
     async def main() -> None:
         async with FaultyRelay() as one, FaultyRelay() as other:
             one.loss = other.loss = 1.0
@@ -279,8 +279,8 @@ def test_clients_at_two_relays_behind_one_address() -> None:
     run(main())
 
 
-def test_limits_that_the_relay_announces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither Go's relay nor ours does; clients heed it all the same, and drop what is more."""
+def test_limits_that_the_relay_announces_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither derper nor pyderp announces any; clients obey them, and drop what exceeds them."""
 
     async def with_limit(rate: int, burst: int) -> Found:
         said = server_info_json(ServerInfo(2, rate, burst))
@@ -301,7 +301,7 @@ def test_limits_that_the_relay_announces(monkeypatch: pytest.MonkeyPatch) -> Non
     run(main())
 
 
-def test_a_slow_relay_is_measured_and_not_taken_for_a_broken_one(tmp_path: Path) -> None:
+def test_a_slow_relay_is_measured_and_is_not_broken(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "rate.json"
         limits = {"PerClientRateLimitBytesPerSec": 200_000, "PerClientRateBurstBytes": 70_000}
@@ -315,7 +315,7 @@ def test_a_slow_relay_is_measured_and_not_taken_for_a_broken_one(tmp_path: Path)
     run(main())
 
 
-def test_packets_that_are_lost_while_the_speed_is_measured() -> None:
+def test_packets_lost_during_the_speed_check_are_counted() -> None:
     async def main() -> None:
         async with FaultyRelay() as relay:
 
@@ -331,7 +331,7 @@ def test_packets_that_are_lost_while_the_speed_is_measured() -> None:
 
 
 def test_a_cancelled_run_leaves_no_client_open() -> None:
-    """Whenever that is: during a check, or while a finished run closes its clients."""
+    """At any time: during a check, or while a finished run closes its clients."""
 
     async def main() -> None:
         async with Relay() as relay:

@@ -1,4 +1,4 @@
-"""The order of checks, what is skipped, limits, and what a cancelled run leaves."""
+"""The order of checks, skipped checks, time limits, and what a cancelled run leaves."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def check(name: str, seen: Seen, *needs: str, after: tuple[str, ...] = ()) -> Ch
         (skipped("nothing there"), Result.SKIP),
     ],
 )
-def test_what_is_needed_must_have_passed(seen: Seen, result: Result) -> None:
+def test_a_check_needs_others_that_passed(seen: Seen, result: Result) -> None:
     async def main() -> None:
-        # In whatever order they are given.
+        # They may be passed in any order.
         found = await results_of(check("b.two", ok("fine"), "a.one"), check("a.one", seen))
         assert found["a.one"].seen is seen
         assert found["b.two"].result is result
@@ -51,20 +51,20 @@ def test_what_is_needed_must_have_passed(seen: Seen, result: Result) -> None:
     run(main())
 
 
-def test_one_of_several_is_enough() -> None:
+def test_one_of_several_needed_checks_is_enough() -> None:
     async def main() -> None:
         either = Check(name="c.three", run=check("", ok("fine")).run, needs=(("a.one", "b.two"),))
         bad, good = check("a.one", failed("no", "mend")), check("b.two", ok("yes"))
         assert (await results_of(either, bad, good))["c.three"].result is Result.OK
         worse = check("b.two", failed("no", "mend"))
         assert (await results_of(either, bad, worse))["c.three"].result is Result.SKIP
-        # Those that are not among the checks are not needed.
+        # Needed checks that are not in the run do not count.
         assert (await results_of(either))["c.three"].result is Result.OK
 
     run(main())
 
 
-def test_after_waits_and_does_not_need() -> None:
+def test_after_waits_for_a_check_that_may_fail() -> None:
     async def main() -> None:
         ended: list[str] = []
 
@@ -87,7 +87,7 @@ def test_after_waits_and_does_not_need() -> None:
     run(main())
 
 
-def test_a_check_that_hangs_ends_and_the_others_do_not_wait() -> None:
+def test_a_check_that_hangs_ends_and_others_do_not_wait() -> None:
     async def main() -> None:
         async def hang(_: None) -> Seen:
             await asyncio.Event().wait()
@@ -127,8 +127,8 @@ def test_errors_are_failures_with_advice(error: Exception, text: str, reason: st
     run(main())
 
 
-def test_an_error_of_the_report_ends_all() -> None:
-    """As when standard output is gone: nothing waits for a check that was not reported."""
+def test_an_error_of_the_report_ends_the_run() -> None:
+    """As when standard output is closed: no check waits for one that was not reported."""
 
     async def main() -> None:
         def report(_: Finding) -> None:
@@ -141,7 +141,7 @@ def test_an_error_of_the_report_ends_all() -> None:
     run(main())
 
 
-def test_cancelling_keeps_what_was_found() -> None:
+def test_cancelling_keeps_the_findings() -> None:
     async def main() -> None:
         ended = asyncio.Event()
         cleaned: list[str] = []

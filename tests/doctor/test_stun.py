@@ -1,4 +1,4 @@
-"""Group `stun`: each address is asked, and where the answer comes from counts."""
+"""Group `stun`: each address is asked, and the source of the answer is checked."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Server(asyncio.DatagramProtocol):
 
 @contextlib.asynccontextmanager
 async def stun(server: Server, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
-    """A STUN server that runs; its port."""
+    """A running STUN server; yields its port."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: server, local_addr=(host, port))
     try:
@@ -64,7 +64,7 @@ async def found_with(port: int, *addresses: str, limit: float = 20.0) -> Found:
         return await look(region, no_network(resolver=names, timeout=limit))
 
 
-def test_an_answer_from_where_it_was_asked() -> None:
+def test_an_answer_from_the_asked_address_is_ok() -> None:
     async def main() -> None:
         async with stun(Server()) as port:
             found = await found_with(port)
@@ -74,8 +74,8 @@ def test_an_answer_from_where_it_was_asked() -> None:
     run(main())
 
 
-def test_an_answer_from_another_address() -> None:
-    """As of a relay with several addresses that listens on all of them with one socket."""
+def test_an_answer_from_another_address_is_found() -> None:
+    """Like a relay with several addresses that listens on all of them with one socket."""
 
     async def main() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
@@ -88,7 +88,7 @@ def test_an_answer_from_another_address() -> None:
     run(main())
 
 
-def test_one_of_two_addresses_is_silent() -> None:
+def test_one_silent_address_of_two_fails() -> None:
     async def main() -> None:
         async with stun(Server()) as port:
             found = await found_with(port, "127.0.0.1", "127.0.0.9", limit=2)
@@ -113,7 +113,7 @@ def test_junk_is_no_answer(junk: bytes) -> None:
     run(main())
 
 
-def test_no_answer_at_all() -> None:
+def test_no_answer_fails() -> None:
     async def main() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
@@ -130,7 +130,7 @@ def test_a_closed_port_is_known_at_once() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
             closed.bind(("127.0.0.1", 0))
             port = closed.getsockname()[1]
-        found = await found_with(port, limit=200.0)  # the run of a test ends before
+        found = await found_with(port, limit=200.0)  # the test would time out before
         assert found["stun.ipv4"].result is FAIL
         assert "nothing listens there" in found["stun.ipv4"].seen.text
 
@@ -141,7 +141,7 @@ def test_a_closed_port_is_known_at_once() -> None:
     ("stun_port", "result", "text"),
     [(-1, SKIP, "STUNPort is -1"), (70000, FAIL, "is not a port number")],
 )
-def test_what_the_map_says_of_the_port(stun_port: int, result: object, text: str) -> None:
+def test_the_stun_port_of_the_map_is_used(stun_port: int, result: object, text: str) -> None:
     async def main() -> None:
         async with Relay() as relay:
             region = relay_region(relay.url, Single())
@@ -152,7 +152,7 @@ def test_what_the_map_says_of_the_port(stun_port: int, result: object, text: str
     run(main())
 
 
-def test_a_node_for_stun_only_is_asked_nothing_else() -> None:
+def test_a_stun_only_node_gets_no_other_request() -> None:
     async def main() -> None:
         async with stun(Server()) as port:
             region = relay_region("http://127.0.0.1:1", Single(stun_port=port))

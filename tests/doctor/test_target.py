@@ -1,4 +1,4 @@
-"""What a target stands for."""
+"""Targets of the command: maps, relays, and texts that are neither."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_maps_and_relays_are_distinguished(text: str, kind: TargetKind) -> None:
     assert kind_of(text) is kind
 
 
-def test_a_file_that_is_there_is_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_is_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert kind_of("derpmap") is RELAY
     (tmp_path / "derpmap").write_text("{}")
@@ -63,7 +63,7 @@ def test_a_file_that_is_there_is_a_map(tmp_path: Path, monkeypatch: pytest.Monke
         ("http://a.example:33/x/derp", "a.example:33", "http://a.example:33/x/derp", "a.example"),
     ],
 )  # fmt: skip
-def test_relays(text: str, name: str, url: str, host: str) -> None:
+def test_a_relay_is_a_url_or_a_host(text: str, name: str, url: str, host: str) -> None:
     region = relay_region(text, Single())
     (subject,) = region.subjects
     assert (region.name, subject.node.name) == (name, name)
@@ -88,7 +88,7 @@ def test_relays(text: str, name: str, url: str, host: str) -> None:
         ("ftp://host/derp", "not with ftp://"),
     ],
 )
-def test_what_is_none(text: str, problem: str) -> None:
+def test_other_texts_are_refused(text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         relay_region(text, Single())
 
@@ -100,7 +100,7 @@ def make_map(*regions: dict[str, object]) -> DERPMap:
 NODE = {"Name": "900a", "RegionID": 900, "HostName": "a.example"}
 
 
-def test_regions_of_a_map() -> None:
+def test_each_region_of_a_map_has_its_nodes() -> None:
     second = NODE | {"Name": "900b", "CanPort80": True}
     one = {"RegionID": 900, "RegionCode": "lab", "Nodes": [NODE, second]}
     other = {"RegionID": 901, "Nodes": [NODE | {"Name": "901a", "DERPPort": 8443}]}
@@ -120,7 +120,7 @@ def test_nodes_that_share_a_name_are_distinguished() -> None:
     assert [s.node.name for s in region.subjects] == ["900[0] 900a", "900[1] 900a"]
 
 
-def test_no_region() -> None:
+def test_an_unknown_region_is_refused() -> None:
     one = {"RegionID": 900, "RegionCode": "lab", "Nodes": [NODE]}
     with pytest.raises(ConfigError, match=r"no region 'nyc'; its regions: 900 \(lab\)"):
         regions_of(make_map(one), "nyc", http_port=80)

@@ -42,7 +42,7 @@ GOOD = certificate("localhost", issuer=ROOT)
 async def behind(
     identity: Identity, version: ssl.TLSVersion | None = None, **single: object
 ) -> Found:
-    """What is found of a relay behind a proxy with this certificate."""
+    """Findings about a relay behind a proxy with this certificate."""
     async with Relay() as relay:
         handler = front(relay.address[1])
         async with serving(handler, tls=identity.server(version)) as port:
@@ -54,7 +54,7 @@ def pin(identity: Identity) -> str:
     return f"sha256-raw:{hashlib.sha256(identity.der).hexdigest()}"
 
 
-def test_a_good_certificate_of_an_authority() -> None:
+def test_a_good_certificate_of_an_authority_is_ok() -> None:
     async def main() -> None:
         found = await behind(GOOD)
         for name in ("handshake", "chain", "name", "expiry", "sni", "middlebox"):
@@ -64,7 +64,7 @@ def test_a_good_certificate_of_an_authority() -> None:
     run(main())
 
 
-def test_no_tls_on_the_port() -> None:
+def test_a_port_without_tls_fails() -> None:
     async def main() -> None:
         async with Relay() as relay:
             url = f"https://127.0.0.1:{relay.address[1]}"
@@ -76,22 +76,22 @@ def test_no_tls_on_the_port() -> None:
     run(main())
 
 
-def test_an_authority_that_is_not_trusted_and_all_else_is_still_looked_at() -> None:
+def test_an_untrusted_authority_fails_and_other_checks_run() -> None:
     async def main() -> None:
         own = certificate("localhost")
         found = await behind(own)
         assert found["tls.chain"].result is FAIL
         assert pin(own) in found["tls.chain"].seen.text
         assert found["tls.name"].result is found["tls.expiry"].result is OK
-        # What replaced the certificate would look the same.
+        # A firewall that replaced the certificate would look the same.
         assert found["tls.middlebox"].result is FAIL
         assert found["http.upgrade"].result is found["relay.packet"].result is OK
 
     run(main())
 
 
-def test_a_certificate_of_the_relays_own_is_no_sign_of_interception(tmp_path: Path) -> None:
-    """Its meta certificate came along, which a firewall in between would not have."""
+def test_a_self_signed_certificate_is_no_sign_of_interception(tmp_path: Path) -> None:
+    """The relay's meta certificate came with it, which a firewall in between would not have."""
 
     async def main() -> None:
         files = tls_files(tmp_path)
@@ -103,7 +103,7 @@ def test_a_certificate_of_the_relays_own_is_no_sign_of_interception(tmp_path: Pa
     run(main())
 
 
-def test_a_firewall_that_reads_along_is_named() -> None:
+def test_a_firewall_that_decrypts_is_named() -> None:
     async def main() -> None:
         box = certificate(common_name="Fortinet CA", authority=True)
         found = await behind(certificate("localhost", issuer=box))
@@ -113,7 +113,7 @@ def test_a_firewall_that_reads_along_is_named() -> None:
     run(main())
 
 
-def test_a_certificate_for_another_name() -> None:
+def test_a_certificate_for_another_name_fails() -> None:
     async def main() -> None:
         found = await behind(certificate("other.example", issuer=ROOT))
         assert found["tls.name"].result is FAIL
@@ -123,7 +123,7 @@ def test_a_certificate_for_another_name() -> None:
     run(main())
 
 
-def test_the_name_of_the_certificate_can_be_another() -> None:
+def test_a_certificate_for_the_cert_name_is_ok() -> None:
     async def main() -> None:
         other = certificate("other.example", issuer=ROOT)
         found = await behind(other, cert_name="other.example")
@@ -132,7 +132,7 @@ def test_the_name_of_the_certificate_can_be_another() -> None:
     run(main())
 
 
-def test_pins() -> None:
+def test_a_pin_is_compared() -> None:
     async def main() -> None:
         own = certificate("localhost")
         right = await behind(own, cert_name=pin(own))
@@ -153,12 +153,14 @@ def test_pins() -> None:
     [
         (-30, 60, OK, "60.0 days left"),
         (-85, 5, WARN, "5.0 days left"),
-        (-4, 2, OK, "2.0 days left"),  # of six, as those for addresses have
+        (-4, 2, OK, "2.0 days left"),  # of six days, as certificates of addresses have
         (-30, -2, FAIL, "expired 2.0 days ago"),
         (1, 30, FAIL, "valid only from"),
     ],
 )
-def test_days_left(since: int, until: int, result: object, text: str) -> None:
+def test_remaining_days_decide_the_result(
+    since: int, until: int, result: object, text: str
+) -> None:
     async def main() -> None:
         found = await behind(certificate("localhost", issuer=ROOT, since=since, until=until))
         assert found["tls.expiry"].result is result, found["tls.expiry"].seen
@@ -189,7 +191,7 @@ def test_insecure_is_a_warning() -> None:
     run(main())
 
 
-def test_the_meta_certificate_and_versions(tmp_path: Path) -> None:
+def test_the_meta_certificate_needs_tls_1_3(tmp_path: Path) -> None:
     async def main() -> None:
         files = tls_files(tmp_path)
         async with tls_relay(files) as (relay, url):
@@ -202,8 +204,8 @@ def test_the_meta_certificate_and_versions(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_meta_certificate_of_another_relay() -> None:
-    """What ends TLS has an old copy: fast starts would fail for every client."""
+def test_a_meta_certificate_of_another_relay_fails() -> None:
+    """The proxy has an old copy: fast starts would fail for every client."""
 
     async def main() -> None:
         found = await behind(GOOD.followed_by(META))
@@ -214,7 +216,7 @@ def test_a_meta_certificate_of_another_relay() -> None:
 
 
 def cut_if(wanted: Callable[[str], bool], inner: int) -> Handler:
-    """A middlebox that reads the name in the handshake, and resets the connection or not."""
+    """A middlebox that reads the server name in the handshake, and resets some connections."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hello = b""
@@ -241,7 +243,7 @@ def cut_if(wanted: Callable[[str], bool], inner: int) -> Handler:
     return handle
 
 
-def test_a_name_that_is_cut_off_on_the_way(tmp_path: Path) -> None:
+def test_a_name_that_a_middlebox_blocks_is_found(tmp_path: Path) -> None:
     async def main() -> None:
         async with (
             Relay() as relay,
@@ -257,7 +259,7 @@ def test_a_name_that_is_cut_off_on_the_way(tmp_path: Path) -> None:
     run(main())
 
 
-def test_without_a_name_the_server_may_refuse_or_present_another(tmp_path: Path) -> None:
+def test_without_a_name_the_server_may_refuse_or_send_another_certificate(tmp_path: Path) -> None:
     async def main() -> None:
         files = tls_files(tmp_path)
         async with tls_relay(files) as (_, url):
@@ -275,7 +277,7 @@ def test_without_a_name_the_server_may_refuse_or_present_another(tmp_path: Path)
     run(main())
 
 
-def test_one_of_several_addresses_has_another_certificate() -> None:
+def test_another_certificate_at_one_of_several_addresses_is_found() -> None:
     async def main() -> None:
         expired = certificate("localhost", issuer=ROOT, since=-30, until=-1)
         async with Relay() as relay:
@@ -290,13 +292,13 @@ def test_one_of_several_addresses_has_another_certificate() -> None:
                     found = await look_at(f"https://localhost:{port}", settings)
         failures = {name for name in ("tls.addresses", "tls.handshake", "tls.expiry")
                     if found[name].result is FAIL}  # fmt: skip
-        # Which of both was the quicker one is not certain.
+        # Which of the two was faster is not certain.
         assert failures & {"tls.addresses", "tls.expiry"}
 
     run(main())
 
 
-def test_a_server_that_says_nothing_in_the_handshake() -> None:
+def test_a_server_that_is_silent_in_the_handshake_fails() -> None:
     async def main() -> None:
         async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -309,8 +311,8 @@ def test_a_server_that_says_nothing_in_the_handshake() -> None:
     run(main())
 
 
-def test_the_clock_of_the_run_is_what_counts() -> None:
-    """So that a test of a certificate's end needs no waiting."""
+def test_the_clock_of_the_run_is_used() -> None:
+    """So a test of a certificate's end does not have to wait."""
 
     async def main() -> None:
         later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=25)

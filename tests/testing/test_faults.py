@@ -1,4 +1,4 @@
-"""Each fault does what it says, and nothing happens without one."""
+"""Each fault has its effect, and without faults nothing changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LATE = 0.05
 
 @asynccontextmanager
 async def pair(relay: FaultyRelay, via: Via | None = None) -> AsyncIterator[tuple[Client, Client]]:
-    """Two clients that are logged in, one after the other, so that their numbers are known."""
+    """Two clients that log in one after the other, so that their numbers are known."""
     opened: list[Client] = []
     try:
         while len(opened) < 2:
@@ -40,7 +40,8 @@ async def received(client: Client, count: int) -> list[bytes]:
 
 
 async def burst(sender: Client, receiver: Client, count: int, *, chunk: int = 0) -> set[int]:
-    """Send numbered packets, few at a time for no queue to overflow; gives those that arrived."""
+    """Send numbered packets, few at a time so that no queue overflows; returns those that
+    arrived."""
     arrived = set()
     for number in range(count):
         sender.session.send_packet(receiver.key, number.to_bytes(4, "big"))
@@ -63,8 +64,8 @@ async def burst(sender: Client, receiver: Client, count: int, *, chunk: int = 0)
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "websocket", "fast start"])
-async def test_without_faults_it_is_a_relay(kind: str, tls: bool) -> None:
-    """Packets of all sizes arrive, unchanged and in order, in every way to speak DERP."""
+async def test_without_faults_packets_arrive_unchanged(kind: str, tls: bool) -> None:
+    """Packets of all sizes, in order, over every transport of DERP."""
     async with FaultyRelay(tls=tls) as relay:
         via = Via(
             tls=trusting_nobody() if tls else None,
@@ -84,8 +85,8 @@ async def test_without_faults_it_is_a_relay(kind: str, tls: bool) -> None:
             assert relay.relay.clients == 2
 
 
-async def test_other_requests_pass() -> None:
-    """What is no upgrade is answered by the relay, also twice on one connection."""
+async def test_other_requests_reach_the_relay() -> None:
+    """Also twice on one connection."""
     async with FaultyRelay() as relay:
         reader, writer = await open_stream(relay.address)
         writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: r\r\n\r\n")
@@ -97,8 +98,8 @@ async def test_other_requests_pass() -> None:
         assert b"HTTP/1.1 426 " in answers
 
 
-async def test_bytes_that_are_no_http_pass() -> None:
-    """The relay's own refusal of nonsense comes back."""
+async def test_bytes_that_are_not_http_reach_the_relay() -> None:
+    """The relay's own refusal comes back."""
     async with FaultyRelay() as relay:
         for nonsense in (b"\x16\x03\x01\x02\x00\x01", b"NO HTTP\r\n\r\n"):
             reader, writer = await open_stream(relay.address)
@@ -108,8 +109,8 @@ async def test_bytes_that_are_no_http_pass() -> None:
             await writer.wait_closed()
 
 
-async def test_a_client_that_leaves_is_gone() -> None:
-    """Hanging up reaches the relay, and the receiver of the last packet hears of it."""
+async def test_the_end_of_a_client_reaches_the_relay() -> None:
+    """The receiver of its last packet gets PeerGone."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         await passes(a, b)
         await a.aclose()
@@ -120,8 +121,8 @@ async def test_a_client_that_leaves_is_gone() -> None:
 # Slow and lossy
 
 
-async def test_latency_is_each_way() -> None:
-    """A ping takes twice the latency at least; without, it does not."""
+async def test_latency_is_added_each_way() -> None:
+    """A ping takes at least twice the latency; without latency it does not."""
     loop = asyncio.get_running_loop()
     async with FaultyRelay() as relay, pair(relay) as (a, _):
         relay.latency = LATE
@@ -134,8 +135,8 @@ async def test_latency_is_each_way() -> None:
         assert own_time() - begin < 2 * LATE
 
 
-async def test_what_is_late_overlaps() -> None:
-    """Latency is no bandwidth: what is sent together is late together."""
+async def test_delayed_packets_overlap() -> None:
+    """Latency limits no bandwidth: packets sent together arrive together."""
     loop = asyncio.get_running_loop()
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.latency = LATE
@@ -149,7 +150,7 @@ async def test_what_is_late_overlaps() -> None:
 
 
 async def test_jitter_keeps_the_order() -> None:
-    """Packets are late by different times and are still in order, also when it ends."""
+    """Packets with different delays arrive in order, also when jitter ends."""
     loop = asyncio.get_running_loop()
     async with FaultyRelay(seed=3) as relay, pair(relay) as (a, b):
         relay.jitter = LATE
@@ -165,7 +166,7 @@ async def test_jitter_keeps_the_order() -> None:
 
 
 async def losses(seed: int, *, chunk: int = 0, loss: float = 0.3) -> set[int]:
-    """Which of 100 packets arrive; the sender writes them in chunks of some size."""
+    """Which of 100 packets arrive; the sender writes them in chunks of this size."""
     async with FaultyRelay(seed=seed) as relay, pair(relay) as (a, b):
         relay.loss = loss
         found = set(await burst(a, b, 100, chunk=chunk))
@@ -173,23 +174,22 @@ async def losses(seed: int, *, chunk: int = 0, loss: float = 0.3) -> set[int]:
     return found
 
 
-async def test_the_seed_decides_what_is_lost() -> None:
-    """The same seed loses the same packets, however they are written; another seed others."""
+async def test_the_seed_decides_which_packets_are_lost() -> None:
+    """The same seed loses the same packets in any chunks; another seed loses others."""
     once = await losses(1)
-    assert 20 < len(once) < 80  # 49 on average: lost on the way up, or on the way down
+    assert 20 < len(once) < 80  # 49 on average, counting both directions
     assert await losses(1) == once
     assert await losses(1, chunk=3) == once
     assert await losses(2) != once
 
 
-async def test_no_loss_and_all_loss() -> None:
-    """The ends of the scale are exact."""
+async def test_loss_of_0_and_1_is_exact() -> None:
     assert await losses(1, loss=0.0) == set(range(100))
     assert await losses(1, loss=1.0) == set()
 
 
 async def test_only_packets_are_lost() -> None:
-    """Login, pings and what the relay says itself get through any loss."""
+    """Login, pings and frames of the relay itself pass at any loss."""
     async with FaultyRelay() as relay:
         relay.loss = 1
         async with pair(relay) as (a, b):
@@ -200,8 +200,7 @@ async def test_only_packets_are_lost() -> None:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_drop_next_drops_exactly(way: str) -> None:
-    """Two packets are dropped, not one more."""
+async def test_drop_next_drops_this_many_packets(way: str) -> None:
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.drop_next(2, way="up" if way == "up" else "down")
         for n in range(5):
@@ -211,7 +210,7 @@ async def test_drop_next_drops_exactly(way: str) -> None:
         assert relay.relay.counters.packets_sent == (3 if way == "up" else 5)
 
 
-# Cut and frozen
+# Cuts and freezes
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -232,7 +231,7 @@ async def test_cut_ends_all_connections(reset: bool) -> None:
 
 
 async def test_cut_of_one_client_spares_others() -> None:
-    """The key says whose connection is cut; the relay tells others that it is gone."""
+    """The key chooses the connection; the relay sends PeerGone to others."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         await passes(a, b)
         assert relay.cut(client=a.key) == 1
@@ -242,12 +241,12 @@ async def test_cut_of_one_client_spares_others() -> None:
         assert relay.connections == 1
 
 
-async def test_cut_drops_what_is_under_way() -> None:
-    """A packet that is late is lost with its connection."""
+async def test_cut_drops_delayed_packets() -> None:
+    """A packet on its way is lost with its connection."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.latency = LATE
         a.send(b, b"never arrives")
-        while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
+        while not relay.counters.passed:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
         relay.cut()
         assert await drained(b.reader) == b""
@@ -255,7 +254,7 @@ async def test_cut_drops_what_is_under_way() -> None:
 
 @pytest.mark.parametrize("nbytes", [1, 4, 5, 36, 37, 100])
 async def test_cut_after_is_exact_to_the_byte(nbytes: int) -> None:
-    """So many bytes of the next frames arrive, then the end; the other client stays."""
+    """This many bytes of the next frames arrive, then the end; the other client stays connected."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.cut_after(nbytes)
         for _ in range(3):
@@ -265,8 +264,8 @@ async def test_cut_after_is_exact_to_the_byte(nbytes: int) -> None:
         await a.ping()
 
 
-async def test_cut_after_on_the_way_up() -> None:
-    """The relay sees half a frame; the sender is cut, by RST."""
+async def test_cut_after_works_on_the_way_to_the_relay() -> None:
+    """The relay gets half a frame; the sender's connection is reset."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.cut_after(50, way="up", reset=True)
         a.send(b, b"12345")  # 42 bytes with header and key
@@ -277,8 +276,8 @@ async def test_cut_after_on_the_way_up() -> None:
         assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
 
 
-async def test_freeze_passes_nothing_and_thaw_everything() -> None:
-    """Connections stay; what was sent meanwhile arrives later. New ones wait, too."""
+async def test_freeze_passes_no_byte_and_thaw_all() -> None:
+    """Connections stay; bytes sent meanwhile arrive later. New connections wait as well."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.freeze()
         a.send(b, b"one")
@@ -293,12 +292,12 @@ async def test_freeze_passes_nothing_and_thaw_everything() -> None:
         await (await newcomer).aclose()
 
 
-async def test_freeze_holds_what_is_under_way() -> None:
-    """A packet that is late already stays on its way, and a cut ends a frozen connection."""
+async def test_freeze_holds_delayed_packets() -> None:
+    """A delayed packet stays on its way, and a cut ends a frozen connection."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.latency = LATE
         a.send(b, b"late")
-        while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
+        while not relay.counters.passed:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
         relay.freeze()
         with pytest.raises(TimeoutError):
@@ -312,7 +311,7 @@ async def test_freeze_holds_what_is_under_way() -> None:
 
 
 async def test_a_freeze_hides_the_end_of_a_connection() -> None:
-    """The relay learns only after the thaw that a client left."""
+    """The relay gets the client's end only after the thaw."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         await passes(a, b)
         relay.freeze()
@@ -324,8 +323,9 @@ async def test_a_freeze_hides_the_end_of_a_connection() -> None:
         assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
 
 
-async def test_a_reader_that_stalls_stalls_the_relay() -> None:
-    """The proxy holds no more than a transport does: the relay drops, as without a proxy."""
+async def test_a_stalled_reader_stalls_the_relay() -> None:
+    """The proxy buffers no more than a transport does: the relay drops packets as without a
+    proxy."""
     async with FaultyRelay(RelayConfig(write_timeout=0)) as relay, pair(relay) as (a, b):
         b.writer.transport.pause_reading()  # type: ignore[attr-defined] # a read transport, too
         while not relay.relay.counters.dropped(DropReason.QUEUE_HEAD):
@@ -335,8 +335,8 @@ async def test_a_reader_that_stalls_stalls_the_relay() -> None:
         await passes(a, b)
 
 
-async def test_a_reader_that_stalls_is_cut() -> None:
-    """It reads what was on its way to it, and then the end."""
+async def test_a_stalled_reader_is_cut() -> None:
+    """It reads the bytes that were on their way, and then the end."""
     async with FaultyRelay(RelayConfig(write_timeout=0)) as relay, pair(relay) as (a, b):
         b.writer.transport.pause_reading()  # type: ignore[attr-defined] # a read transport, too
         while not relay.relay.counters.dropped(DropReason.QUEUE_HEAD):
@@ -348,11 +348,11 @@ async def test_a_reader_that_stalls_is_cut() -> None:
         assert relay.connections == 1
 
 
-# Away and back
+# Restarts
 
 
 async def test_refused_connections_are_refused() -> None:
-    """The port is the same afterwards, and open connections stay."""
+    """The port stays the same, and open connections stay."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         address = relay.address
         for _ in range(2):
@@ -370,7 +370,7 @@ async def test_refused_connections_are_refused() -> None:
 
 @pytest.mark.parametrize("new_key", [False, True])
 async def test_restart_is_announced(new_key: bool) -> None:
-    """Clients are told and closed; the relay is back with the key it had, or not."""
+    """Clients get Restarting and are closed; the relay returns with the same key, or a new one."""
     async with FaultyRelay() as relay, pair(relay) as (a, _):
         key, address, first = relay.public_key, relay.address, relay.relay
         await relay.restart(new_key=new_key)
@@ -386,7 +386,7 @@ async def test_restart_is_announced(new_key: bool) -> None:
 
 
 async def test_a_crash_is_not_announced() -> None:
-    """Without an announcement nothing but the end arrives; refusing goes on."""
+    """Without an announcement only the end arrives; connections stay refused."""
     async with FaultyRelay() as relay, pair(relay) as (a, _):
         relay.refuse()
         await relay.restart(announce=False)
@@ -396,7 +396,7 @@ async def test_a_crash_is_not_announced() -> None:
 
 
 async def test_a_restart_under_tls_has_the_same_pin() -> None:
-    """The certificate stays; the meta certificate is of the new key."""
+    """The certificate stays; the meta certificate has the new key."""
     async with FaultyRelay(tls=True) as relay:
         region = relay.region
         assert region.nodes[0].cert_name.startswith("sha256-raw:")
@@ -406,11 +406,11 @@ async def test_a_restart_under_tls_has_the_same_pin() -> None:
             await passes(a, b)
 
 
-# Lies
+# Wrong answers
 
 
-async def test_wrong_key() -> None:
-    """The box of one login does not open; the next does."""
+async def test_wrong_key_fails_one_login() -> None:
+    """The box of one login does not open; that of the next does."""
     async with FaultyRelay() as relay:
         relay.wrong_key()
         with pytest.raises(BadBox):
@@ -421,8 +421,8 @@ async def test_wrong_key() -> None:
 
 
 @pytest.mark.parametrize("websocket", [False, True])
-async def test_http_status(websocket: bool) -> None:
-    """Two upgrades are refused, with a body; a probe in between is none."""
+async def test_http_status_refuses_upgrades(websocket: bool) -> None:
+    """Two upgrades are refused, with a body; a probe in between is not."""
     async with FaultyRelay() as relay:
         relay.http_status(503, count=2)
         with pytest.raises(Exception, match="503"):
@@ -439,8 +439,8 @@ async def test_http_status(websocket: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unknown", "short"])
-async def test_junk_that_is_skipped(kind: str) -> None:
-    """Frames that mean nothing change nothing, and are whole: what follows is read."""
+async def test_unknown_frames_are_skipped(kind: str) -> None:
+    """They are whole: the frames after them are read."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         for _ in range(20):
             assert relay.junk("unknown" if kind == "unknown" else "short")
@@ -452,8 +452,8 @@ async def test_junk_that_is_skipped(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["oversized", "garbage"])
 @pytest.mark.parametrize("seed", range(5))
-async def test_junk_that_ends_the_connection(kind: str, seed: int) -> None:
-    """Only the client that got it breaks."""
+async def test_junk_ends_the_connection(kind: str, seed: int) -> None:
+    """Only that of the client that got it."""
     async with FaultyRelay(seed=seed) as relay, pair(relay) as (a, b):
         relay.junk("oversized" if kind == "oversized" else "garbage", client=a.key)
         with pytest.raises(FrameTooLarge):
@@ -463,7 +463,7 @@ async def test_junk_that_ends_the_connection(kind: str, seed: int) -> None:
 
 
 async def test_junk_follows_the_seed() -> None:
-    """The same seed makes the same junk; nobody need be there to get it."""
+    """The same seed makes the same junk, also without a client to get it."""
     made = []
     for seed in (1, 1, 2):
         async with FaultyRelay(seed=seed) as relay:
@@ -473,12 +473,12 @@ async def test_junk_follows_the_seed() -> None:
     assert made[0][0] != made[0][2]
 
 
-async def test_frames_of_ones_own() -> None:
-    """A frame is put between two others, in its place also when they are late."""
+async def test_a_frame_can_be_inserted() -> None:
+    """Between two others, in its place also when they are delayed."""
     async with FaultyRelay() as relay, pair(relay) as (a, b):
         relay.latency = LATE
         a.send(b, b"first")
-        while relay.counters.passed < 2:  # noqa: ASYNC110 (nobody tells)
+        while relay.counters.passed < 2:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
         assert relay.inject(pack_health("sick"), client=b.key) == 1
         relay.latency = 0
@@ -488,8 +488,8 @@ async def test_frames_of_ones_own() -> None:
         assert await b.receive() == Ping(b"12345678")
 
 
-async def test_nothing_is_put_into_a_websocket() -> None:
-    """Its frames are not ours."""
+async def test_no_frame_can_be_inserted_into_a_websocket() -> None:
+    """The proxy does not read the frames of websockets."""
     async with FaultyRelay() as relay, pair(relay, Via(websocket=True)) as (a, b):
         relay.loss = 1
         assert relay.inject(b"junk") == 0
@@ -526,23 +526,23 @@ async def test_nothing_is_put_into_a_websocket() -> None:
         lambda relay: relay.junk("nonsense"),
     ],
 )
-def test_nonsense_is_refused(use: Callable[[FaultyRelay], object]) -> None:
-    """A fault that cannot be is an error, and changes nothing."""
+def test_an_impossible_fault_is_refused(use: Callable[[FaultyRelay], object]) -> None:
+    """The error changes no setting."""
     relay = FaultyRelay()
     with pytest.raises(ConfigError):
         use(relay)
     assert (relay.loss, relay.latency, relay.jitter) == (0, 0, 0)
 
 
-def test_the_relay_has_no_tls_of_its_own(tls: ManualTLS) -> None:
+def test_tls_settings_of_the_relay_are_refused(tls: ManualTLS) -> None:
     """The proxy could not read frames."""
     with pytest.raises(ConfigError, match="tls=True"):
         FaultyRelay(RelayConfig(tls=tls))
 
 
 @pytest.mark.parametrize("name", ["address", "url", "region", "relay", "connections"])
-def test_before_the_start_there_is_nothing(name: str) -> None:
-    """What only a running relay has is asked of a running relay."""
+def test_before_the_start_attributes_raise(name: str) -> None:
+    """Only a running relay has an address."""
     with pytest.raises(LocalProtocolError, match="not started"):
         getattr(FaultyRelay(), name)
 
@@ -557,7 +557,7 @@ async def test_it_starts_once() -> None:
 
 
 async def test_without_a_relay_connections_end() -> None:
-    """The proxy accepts, finds nobody and closes; so it does when the client speaks no TLS."""
+    """The proxy accepts, finds no relay and closes, also if the client speaks no TLS."""
     async with FaultyRelay() as relay:
         await relay.relay.aclose()
         reader, writer = await open_stream(relay.address)
@@ -570,11 +570,11 @@ async def test_without_a_relay_connections_end() -> None:
         await hang_up(writer)
 
 
-async def test_a_cut_during_the_handshake() -> None:
-    """A connection that is not complete yet ends when it is, and not later."""
+async def test_a_cut_during_the_handshake_ends_it_later() -> None:
+    """A connection that is not complete ends as soon as it is."""
     async with FaultyRelay(tls=True) as relay:
         connecting = asyncio.ensure_future(open_stream(relay.address, Via(tls=trusting_nobody())))
-        while not relay.connections:  # noqa: ASYNC110 (nobody tells)
+        while not relay.connections:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
         assert relay.cut() == 1
         reader, writer = await connecting
@@ -582,15 +582,15 @@ async def test_a_cut_during_the_handshake() -> None:
         await hang_up(writer)
 
 
-async def test_closing_ends_everything() -> None:
-    """Frozen, late and half-open connections are gone with it, and so is the port."""
+async def test_close_ends_all_connections() -> None:
+    """Frozen, delayed and half-open ones, and the port is free."""
     async with FaultyRelay(tls=True) as relay:
         via = Via(tls=trusting_nobody())
         a, b = await connect(relay.address, via=via), await connect(relay.address, via=via)
         half = socket.create_connection(relay.address)
         relay.latency = 60
         a.send(b, b"late")
-        while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
+        while not relay.counters.passed:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0)
         relay.freeze()
     await a.closed()
@@ -602,8 +602,8 @@ async def test_closing_ends_everything() -> None:
         await connect(relay.address, via=via)
 
 
-async def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The port is given away, and the block is never entered."""
+async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is free again, and the block is never entered."""
 
     async def fails(_: object) -> None:
         raise ConfigError("no")

@@ -1,4 +1,4 @@
-"""One way through the proxy: whole frames, however they are cut, in time and in order."""
+"""One direction through the proxy: whole frames from any chunks, in time and in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = b"GET /derp HTTP/1.1\r\nHost: r\r\n\r\n"
 
 
 def cut(data: bytes, sizes: list[int], mode: Mode = Mode.FRAMES) -> list[tuple[int | None, bytes]]:
-    """The pieces of a stream that is read in chunks of these sizes, and then the rest."""
+    """The pieces of a stream read in chunks of these sizes, and then the rest."""
     cutter = Cutter(lambda _: mode)
     pieces: list[tuple[int | None, bytes]] = []
     for size in sizes:
@@ -38,7 +38,7 @@ def cut(data: bytes, sizes: list[int], mode: Mode = Mode.FRAMES) -> list[tuple[i
     st.binary(max_size=4),
     st.lists(st.integers(1, 20)),
 )
-def test_chunks_do_not_matter(
+def test_frames_are_the_same_from_any_chunks(
     frames: list[tuple[int, bytes]], tail: bytes, sizes: list[int]
 ) -> None:
     """Head and whole frames come out, and half a frame at the end."""
@@ -50,13 +50,13 @@ def test_chunks_do_not_matter(
 
 @quick
 @given(st.binary(max_size=300), st.lists(st.integers(1, 50)), st.sampled_from(Mode))
-def test_nothing_is_lost_or_added(data: bytes, sizes: list[int], mode: Mode) -> None:
-    """Whatever the bytes are, joined together the pieces are they."""
+def test_no_byte_is_lost_or_added(data: bytes, sizes: list[int], mode: Mode) -> None:
+    """The joined pieces are the input."""
     assert b"".join(piece for _, piece in cut(data, sizes, mode)) == data
 
 
-def test_a_frame_too_large_is_not_waited_for() -> None:
-    """Its header passes at once, and everything after it."""
+def test_a_frame_too_large_is_passed_on_at_once() -> None:
+    """Its header passes at once, and all bytes after it."""
     cutter = Cutter(lambda _: Mode.FRAMES)
     list(cutter.receive_data(HEAD))
     assert not list(cutter.receive_data(frame_header(5, MAX_CLIENT_FRAME)))
@@ -67,7 +67,7 @@ def test_a_frame_too_large_is_not_waited_for() -> None:
     assert list(cutter.receive_data(b"\x06\0\0\0\0")) == [(None, b"\x06\0\0\0\0")]
 
 
-def test_a_head_without_end_is_not_waited_for() -> None:
+def test_a_head_without_end_is_passed_on() -> None:
     """After 64 KiB it is no head."""
     cutter = Cutter(lambda _: Mode.FRAMES)
     assert not list(cutter.receive_data(b"G" * 65536))
@@ -89,8 +89,9 @@ def test_a_head_without_end_is_not_waited_for() -> None:
         (b"\r\n\r\n", (Upgrade.NONE, False)),
     ],
 )
-def test_requests_are_understood(head: bytes, found: tuple[Upgrade, bool]) -> None:
-    """As the relay understands them."""
+def test_requests_are_read_as_the_relay_reads_them(
+    head: bytes, found: tuple[Upgrade, bool]
+) -> None:
     assert read_request(head) == found
 
 
@@ -106,7 +107,7 @@ def make_pipe(
     number: int = 1,
     finish: Callable[[], None] = lambda: None,
 ) -> Pipe:
-    """A pipe that knows no frames but packets."""
+    """A pipe that drops packets only."""
     return Pipe(
         plan,
         way,
@@ -126,7 +127,7 @@ def passed(
     number: int = 1,
     lossless: int = 0,
 ) -> list[int]:
-    """Which of sixty packets pass; the first are sent without loss."""
+    """Which of sixty packets pass; the first ones are sent without loss."""
     out = bytearray()
 
     async def scenario() -> None:
@@ -147,13 +148,12 @@ def passed(
 
 @quick
 @given(st.lists(st.integers(1, 500), max_size=20))
-def test_reads_do_not_matter(sizes: list[int]) -> None:
-    """However the stream is cut into reads, the same packets pass."""
+def test_chunks_do_not_change_losses(sizes: list[int]) -> None:
+    """The same packets pass."""
     assert passed(FaultPlan(7, loss=0.5), sizes) == passed(FaultPlan(7, loss=0.5))
 
 
-def test_seed_connection_and_way_matter() -> None:
-    """Each has losses of its own."""
+def test_seed_connection_and_direction_change_losses() -> None:
     everywhere = [
         passed(FaultPlan(7, loss=0.5)),
         passed(FaultPlan(8, loss=0.5)),
@@ -167,29 +167,29 @@ def test_seed_connection_and_way_matter() -> None:
 @quick
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_what_passes_with_more_loss_passes_with_less(one: float, other: float) -> None:
-    """A packet's luck is drawn once, and the probability is the measure of it."""
+    """The random number of a packet is drawn once, and compared with the probability."""
     less, more = sorted((one, other))
     assert set(passed(FaultPlan(7, loss=more))) <= set(passed(FaultPlan(7, loss=less)))
 
 
 @quick
 @given(st.integers(0, 60))
-def test_when_the_loss_begins_does_not_matter(lossless: int) -> None:
-    """A packet's luck does not depend on what was set for those before it."""
+def test_the_start_of_a_loss_does_not_change_later_losses(lossless: int) -> None:
+    """The random number of a packet does not depend on earlier settings."""
     whole = passed(FaultPlan(7, loss=0.5))
     late = passed(FaultPlan(7, loss=0.5), lossless=lossless)
     assert late == list(range(lossless)) + [n for n in whole if n >= lossless]
 
 
-def test_drops_on_demand_do_not_change_the_luck_of_others() -> None:
-    """`drop_next` takes its packets, and all others fare as without it."""
+def test_drop_next_does_not_change_losses_of_others() -> None:
+    """All other packets pass or are lost as without it."""
     plan = FaultPlan(7, loss=0.5)
     plan.drop_next["up"] = 10
     assert passed(plan) == [n for n in passed(FaultPlan(7, loss=0.5)) if n >= 10]
     assert plan.drop_next["up"] == 0
 
 
-def test_half_a_frame_goes_on_before_the_end() -> None:
+def test_half_a_frame_passes_before_the_end() -> None:
     """Once, and nothing after it."""
     out: list[bytes] = []
 
@@ -204,8 +204,8 @@ def test_half_a_frame_goes_on_before_the_end() -> None:
     assert out == [PLAIN_HEAD, FRAMES[0], FRAMES[1][:10], b"the end"]
 
 
-def test_after_a_stop_nothing_goes_on() -> None:
-    """Neither what waits, nor what comes, nor what is in the same read; none of it counts."""
+def test_after_a_stop_nothing_passes() -> None:
+    """Neither waiting nor new bytes, nor the rest of the same read; none is counted."""
     out: list[bytes] = []
 
     async def scenario() -> None:

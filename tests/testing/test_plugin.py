@@ -1,4 +1,4 @@
-"""The plugin in a pytest of its own, as users have it."""
+"""The plugin in a pytest of its own, as users run it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_each_has_its_own(derp_relay):
 
 
 def run_pytest(folder: Path, *args: str) -> str:
-    """Run pytest as a user would, in a folder without any settings; gives what it prints."""
+    """Run pytest as a user would, in a folder without any settings; returns its output."""
     installed = any(each.name == "pyderp" for each in entry_points(group="pytest11"))
     plugin = () if installed else ("-p", "pyderp.testing.plugin")
     done = subprocess.run(
@@ -94,15 +94,15 @@ def run_pytest(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def test_fixtures(tmp_path: Path) -> None:
-    """The relay serves, with and without asyncio; each test has its own, with its arguments."""
+def test_each_test_has_its_own_relay(tmp_path: Path) -> None:
+    """With and without asyncio, with the arguments of the marker."""
     (tmp_path / "test_it.py").write_text(TESTS)
     out = run_pytest(tmp_path, "--strict-markers", "-q", "-W", "error")
     assert "8 passed" in out
 
 
 def test_the_examples_in_the_documentation_pass(tmp_path: Path) -> None:
-    """As they stand there."""
+    """Unchanged."""
     pages = [check_docs.ROOT / "docs" / name for name in ("howto/in-tests.md", "index.md")]
     blocks = [block for page in pages for block in check_docs.blocks(page)]
     examples = [block.text for block in blocks if "(derp_relay" in block.text]
@@ -111,16 +111,15 @@ def test_the_examples_in_the_documentation_pass(tmp_path: Path) -> None:
     assert "6 passed" in run_pytest(tmp_path, "-q", "-W", "error")
 
 
-def test_it_explains_itself(tmp_path: Path) -> None:
-    """Fixture and marker are in pytest's lists."""
+def test_fixture_and_marker_are_in_the_lists_of_pytest(tmp_path: Path) -> None:
     assert "derp_relay -- " in run_pytest(tmp_path, "--fixtures").replace(" [plugin]", "")
     assert "@pytest.mark.derp_relay(config=None, *, seed=0, tls=False)" in run_pytest(
         tmp_path, "--markers"
     )
 
 
-def test_it_costs_little_where_it_is_not_used() -> None:
-    """Importing the plugin does not import the relay, the client or the faults."""
+def test_loading_the_plugin_imports_little() -> None:
+    """Neither the relay nor the client nor the faults."""
     code = (
         "import sys, pyderp; before = set(sys.modules); import pyderp.testing.plugin;"
         "print(sorted(n for n in set(sys.modules) - before if n.startswith('pyderp')))"

@@ -10,8 +10,8 @@ import pytest
 from pyderp.testing.proxy import HOST, _bind
 
 
-def test_a_port_that_is_taken_leaves_no_socket() -> None:
-    """Binding fails, and nothing is left to be collected."""
+def test_a_taken_port_leaves_no_socket() -> None:
+    """Binding fails, and no socket is left for the collector."""
     with socket.create_server((HOST, 0)) as taken:
         with pytest.raises(OSError, match="in use"):
             _bind(taken.getsockname()[1])
@@ -19,7 +19,7 @@ def test_a_port_that_is_taken_leaves_no_socket() -> None:
 
 
 def test_a_port_is_kept_while_nothing_listens() -> None:
-    """It can be bound again by us, and by nobody that does not share it."""
+    """Only a socket of the proxy can bind it again."""
     with _bind(0) as holder:
         port = holder.getsockname()[1]
         with pytest.raises(ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""Relays and clients that are ready: in this event loop, and in a thread."""
+"""Ready relays and clients: in this event loop, and in a thread."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from pyderp.wire.messages import Health, Restarting
 from tests.server.dial import Client, connect, hang_up
 
 
-async def test_a_relay_serves(tmp_path: Path) -> None:
-    """With the settings given; afterwards it is gone."""
+async def test_a_relay_serves_with_its_settings(tmp_path: Path) -> None:
+    """After the block it is closed."""
     async with relay() as running:
         assert running.url.startswith("http://127.0.0.1:")
         url = running.url
@@ -50,8 +50,8 @@ async def test_a_relay_serves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("faulty", [False, True])
 @pytest.mark.parametrize("by_url", [False, True])
-async def test_a_pair_is_reachable_at_once(faulty: bool, by_url: bool) -> None:
-    """The first message of each is the other's packet; afterwards both are closed."""
+async def test_a_pair_can_send_at_once(faulty: bool, by_url: bool) -> None:
+    """The first message of each is the other's packet; both are closed at the end."""
     async with FaultyRelay() if faulty else relay() as running:
         async with client_pair(running.url if by_url else running) as (a, b):
             await a.send(b.self_public_key, b"to b")
@@ -62,8 +62,8 @@ async def test_a_pair_is_reachable_at_once(faulty: bool, by_url: bool) -> None:
             assert client.connection_state == "closed"
 
 
-async def test_a_pair_over_tls() -> None:
-    """The pin of a relay with a certificate of its own is known."""
+async def test_a_pair_connects_over_tls() -> None:
+    """The pin of a relay with a self-signed certificate is known."""
     async with FaultyRelay(tls=True) as running, client_pair(running) as (a, b):
         await a.send(b.self_public_key, b"to b")
         assert await b.recv() == ReceivedPacket(a.self_public_key, b"to b")
@@ -71,12 +71,12 @@ async def test_a_pair_over_tls() -> None:
 
 
 def serves(url: str, context: ssl.SSLContext) -> bool:
-    """Whether a program that takes a URL, and knows no pins, gets an answer."""
+    """Whether a program that takes a URL, and no pin, gets an answer."""
     with urllib.request.urlopen(url + "/probe", context=context, timeout=10) as answer:
         return bool(answer.status == HTTPStatus.OK)
 
 
-def test_programs_that_take_a_url_can_trust_the_relay() -> None:
+def test_programs_without_pins_can_trust_the_relay() -> None:
     """By file or by context, for its address and for localhost; also after a restart."""
     with RelayThread(tls=True) as relay:
         by_name = relay.url.replace("127.0.0.1", "localhost")
@@ -94,7 +94,7 @@ def test_programs_that_take_a_url_can_trust_the_relay() -> None:
     assert not folder.exists()
 
 
-def test_the_authority_of_one_relay_is_not_that_of_another() -> None:
+def test_two_relays_have_different_authorities() -> None:
     with RelayThread(tls=True) as relay, RelayThread(tls=True) as other:
         with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
             serves(relay.url, other.ssl_context())
@@ -111,7 +111,7 @@ def test_without_tls_there_is_no_authority() -> None:
 
 
 def test_a_thread_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has a text, as that of the work itself has."""
+    """The error has a text, as that of the called function has."""
     monkeypatch.setattr("pyderp.testing.relays._BOUND", 0.05)
     blocked = threading.Event()
     with RelayThread() as relay:
@@ -124,7 +124,7 @@ def test_a_thread_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_pair_has_its_settings() -> None:
-    """Both log in with the mesh key, so that both may watch."""
+    """Both log in with the mesh key, so both may watch."""
     key = MeshKey.parse("0123456789abcdef" * 4)
     config = ClientConfig(network=NetworkSettings(), mesh_key=key, watch_connection_changes=True)
 
@@ -252,15 +252,15 @@ def test_faults_from_another_thread(scenario: Scenario) -> None:
         asyncio.run(main(relay))
 
 
-def test_every_fault_is_here() -> None:
-    """What `FaultyRelay` can do, a thread can ask for; with the same arguments."""
+def test_a_thread_has_every_fault() -> None:
+    """The methods of `FaultyRelay`, with the same arguments."""
     ours = {name for name in vars(RelayThread) if not name.startswith("_")}
     theirs = {name for name in vars(FaultyRelay) if not name.startswith("_")}
     assert theirs - ours == {"aclose", "connections", "relay"}
 
 
-def test_what_it_is() -> None:
-    """Address, URL, region and key are there from the start; it starts once."""
+def test_a_thread_has_the_attributes_of_a_relay() -> None:
+    """Address, URL, region and key are known from the start; it starts once."""
     with RelayThread(tls=True) as relay:
         assert relay.url == f"https://127.0.0.1:{relay.address[1]}/derp"
         assert relay.region.nodes[0].derp_port == relay.address[1]
@@ -270,8 +270,8 @@ def test_what_it_is() -> None:
             relay.start()
 
 
-def test_waiting_for_clients() -> None:
-    """It ends when they are there, and says how many are when they are not."""
+def test_waiting_for_clients_ends_when_they_are_logged_in() -> None:
+    """If they are not in time, the error has their number."""
 
     async def main(relay: RelayThread) -> None:
         client = await connect(relay.address)
@@ -286,7 +286,7 @@ def test_waiting_for_clients() -> None:
 
 
 def test_the_thread_ends() -> None:
-    """With it the port is free; closing twice is fine, and afterwards nothing works."""
+    """The port is free; a second close does nothing, and other calls raise."""
     before = threading.active_count()
     with RelayThread() as relay:
         assert threading.active_count() == before + 1
@@ -299,8 +299,8 @@ def test_the_thread_ends() -> None:
         relay.cut()
 
 
-def test_a_start_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is the caller's, and the thread is gone."""
+def test_a_failed_start_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller gets the error, and the thread has ended."""
 
     async def fails(_: object) -> None:
         raise ConfigError("no")
