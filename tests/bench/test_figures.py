@@ -35,13 +35,13 @@ def test_a_round_that_was_cut_short_does_not_count_in_the_ratio(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("lost", "note", "void"), [(0.0009, False, False), (0.001, True, False), (0.01, True, True)]
 )
-def test_a_row_says_how_much_was_lost(tmp_path: Path, lost: float, note: bool, void: bool) -> None:
+def test_a_row_has_the_loss(tmp_path: Path, lost: float, note: bool, void: bool) -> None:
     figures = {"derper": cpu(10), "pyderp": cpu(5, lost=lost)}
     result = evaluate(write(tmp_path / "raw", "single", figures), SINGLE)
     assert (f"lost: pyderp {lost:.2%}" in result.notes, result.void) == (note, void)
 
 
-def test_a_row_says_when_the_generator_was_late(tmp_path: Path) -> None:
+def test_a_row_has_the_delay_of_the_generator(tmp_path: Path) -> None:
     output = {**cpu(5)[0], "send_lag_p99_us": 2500.0, "left_out": 300, "sent": 10_000}
     row = Row(SCENARIO["peers-100"], CPU)
     raw = write(tmp_path / "raw", "peers-100", {"derper": [output], "pyderp": [output]})
@@ -90,7 +90,7 @@ def test_failures_are_named_in_the_row(tmp_path: Path) -> None:
     assert "failed runs: pyderp 1" in evaluate(read(path), SINGLE).notes
 
 
-def test_there_is_no_ratio_to_nothing(tmp_path: Path) -> None:
+def test_there_is_no_ratio_to_zero(tmp_path: Path) -> None:
     result = evaluate(
         write(tmp_path / "raw", "single", {"derper": cpu(-1, 10), "pyderp": cpu(9, 5)}), SINGLE
     )

@@ -1,4 +1,4 @@
-"""The order of runs, and what happens when one fails or time is over."""
+"""The order of runs, and what happens when one fails or the time is over."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_scenario_begins_that_would_end_too_late(tmp_path: Path) -> None:
     assert len(bench.order()) == 6
 
 
-def test_a_failing_run_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "raw", rounds=1)
     bench.failing = "derper"
     assert bench.measure() == 2
@@ -83,7 +83,7 @@ def test_a_failing_run_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     assert [s.relay for s in raw.samples] == ["pyderp", "pyderp"]
 
 
-def test_no_scenario_is_called_like_a_group() -> None:
+def test_no_scenario_has_the_name_of_a_group() -> None:
     assert not set(NAMES) & set(GROUPS)
 
 
@@ -93,7 +93,7 @@ def test_names_of_scenarios_are_unique_and_quick_runs_have_some_of_them() -> Non
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=NAMES)
-def test_a_title_names_the_way(scenario: Scenario) -> None:
+def test_a_title_names_the_transport(scenario: Scenario) -> None:
     assert ("TLS 1.3" in scenario.title) == scenario.tls
     command = scenario.command(4, 2000)
     assert ("-tls" in command) == (scenario.tls and scenario.kind is not Kind.STARTS)

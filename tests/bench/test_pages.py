@@ -15,7 +15,7 @@ from tests.bench.runs import cpu, header, write
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A run of some scenarios; derper's p99 at 2 peers is the better."""
+    """A run of some scenarios; derper's p99 at 2 peers is better."""
     path = tmp_path / "raw.jsonl"
     write(path, "single", {"derper": cpu(10, 12), "pyderp": cpu(5, 6), "pyderp-fast": cpu(4, 4)})
     for peers, ours in ((2, 60), (20, 90), (100, 5)):
@@ -54,7 +54,7 @@ def test_one_relay_alone_has_a_page_too(tmp_path: Path) -> None:
     assert "Targets" not in page
 
 
-def test_the_readme_has_the_rows_that_are_lost(path: Path) -> None:
+def test_the_readme_has_the_rows_where_pyderp_is_slower(path: Path) -> None:
     block = publish.readme_block(read(path))
     picked, _, lost = block.partition("Rows in which `derper` is better")
     assert "p99 latency" not in picked
@@ -64,7 +64,7 @@ def test_the_readme_has_the_rows_that_are_lost(path: Path) -> None:
     assert "2 cores (Z80)" in block
 
 
-def test_publishing_writes_pages_and_replaces_what_is_between_the_marks(
+def test_publishing_writes_pages_and_replaces_text_between_the_marks(
     path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "docs" / "reference").mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_publishing_writes_pages_and_replaces_what_is_between_the_marks(
     assert (tmp_path / publish.README).read_text() == once
 
 
-def test_without_being_asked_nothing_is_published(path: Path, tmp_path: Path) -> None:
+def test_pages_are_published_on_request_only(path: Path, tmp_path: Path) -> None:
     written = publish.publish(read(path), path, everywhere=False, root=tmp_path)
     assert written[0] == tmp_path / "raw.md"
     assert not (tmp_path / "bench").exists()

@@ -1,4 +1,4 @@
-"""The raw file of the benchmark: nothing that was measured is lost."""
+"""The raw file of the benchmark: no result is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from relaybench.raw import Failure, RawFile, Sample, read
 from tests.bench.runs import header
 
 
-def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
+def test_an_appended_run_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     out = RawFile(path)
     assert out.begin(header()) == 0

@@ -1,4 +1,4 @@
-"""The alert rules in contrib name metrics that the relay has."""
+"""The alert rules in `contrib` name existing metrics of the relay."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "monitoring.md"
 
 
 def test_the_recommended_scrape_works_without_a_certificate() -> None:
-    """A scrape by TLS fails in just the states that rules about certificates are for."""
+    """A scrape over TLS fails in the very states that the rules about certificates report."""
     found = re.search(r"^scrape_configs:\n(.*?)```", GUIDE.read_text(), re.M | re.S)
     assert found
     assert "    scheme: http\n" in found[1]
     assert re.findall(r'"([^"]+)"', found[1]) == ["relay1.example.com:80", "relay2.example.com:80"]
 
 
-def test_each_rule_is_about_metrics_that_there_are() -> None:
+def test_each_rule_uses_existing_metrics() -> None:
     view = full(certificate_states=lambda: [CertificateState("a.example", None)])
     text = asyncio.run(metrics_text(view)).decode()
     known = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The commands of the page on backups save what a relay is known by, and bring it back."""
+"""The commands of the page on backups save a relay's identity, and restore it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def command(start: str, root: Path, archive: Path) -> None:
 
 
 def identity(root: Path) -> tuple[str, str]:
-    """Start a relay; gives its key and the pin of its self-signed certificate."""
+    """Start a relay; returns its key and the pin of its self-signed certificate."""
     settings = root / "etc" / "pyderp" / "relay.toml"
     state = str(root / "var" / "lib" / "pyderp")
     flags = ("-a", "127.0.0.1:0", "--http-port=-1", "--no-stun", "--tls")

@@ -1,4 +1,4 @@
-"""The container image of `contrib/oci`: what its entry point makes of command lines, its files."""
+"""The container image of `contrib/oci`: which command its entry point runs, and its files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GUIDE = (REPOSITORY / "docs" / "howto" / "containers.md").read_text()
 DERPER_KEY = '{"PrivateKey": "privkey:' + "01" * 32 + '"}'
 
 STUBS = {
-    # What the entry point ends as: its arguments, and where it is at home.
+    # The program that the entry point runs at the end: its arguments, and its home.
     "pyderp": 'printf "%s\\n" "$@"; echo "HOME=$HOME"',
     "id": 'echo "$STUB_UID"',
     "find": 'echo "find $*" >> "$STUB_LOG"',
@@ -40,7 +40,7 @@ STUBS = {
 
 
 class Image:
-    """A file system like the image's, in a folder."""
+    """A file system like that of the image, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
@@ -57,7 +57,7 @@ class Image:
     def run(
         self, *args: str, uid: int = 3478, setpriv: str = "", **more: str
     ) -> tuple[list[str], str]:
-        """Start a container; gives what pyderp is called with, and standard error."""
+        """Start a container; returns the command line of pyderp, and standard error."""
         done = subprocess.run(
             ["/bin/sh", OCI / "entrypoint.sh", *args],
             capture_output=True,
@@ -78,7 +78,7 @@ class Image:
         return done.stdout.splitlines()[:-1], done.stderr
 
     def old_volume(self) -> None:
-        """Mount what a derper kept."""
+        """Mount a volume of a derper."""
         self.derper_key.parent.mkdir()
         self.derper_key.write_text(DERPER_KEY)
 
@@ -110,16 +110,18 @@ def image(tmp_path: Path) -> Image:
     ],
 )
 @pytest.mark.parametrize("uid", [0, 3478])
-def test_command_lines_of_both_programs(image: Image, line: str, called: str, uid: int) -> None:
+def test_command_lines_of_both_programs_are_accepted(
+    image: Image, line: str, called: str, uid: int
+) -> None:
     assert image.run(*line.split(), uid=uid)[0] == called.split()
 
 
-def test_arguments_stay_whole(image: Image) -> None:
+def test_arguments_with_spaces_stay_whole(image: Image) -> None:
     args, _ = image.run("--home=a b", "--disallow-app-names=*", uid=0)
     assert args == ["relay", "--home=a b", "--disallow-app-names=*"]
 
 
-def test_root_hands_the_files_to_the_user_and_becomes_it(image: Image) -> None:
+def test_root_gives_the_files_to_the_user_and_becomes_it(image: Image) -> None:
     """With the right to open low ports, and no other; a folder of the host belongs to root."""
     image.run("--hostname=a.example", uid=0)
     *_, checked, started = log = image.log.read_text().splitlines()
@@ -131,8 +133,8 @@ def test_root_hands_the_files_to_the_user_and_becomes_it(image: Image) -> None:
     assert started.endswith(" pyderp relay --hostname=a.example")
 
 
-def test_with_fewer_rights_it_does_without(image: Image) -> None:
-    """`--cap-drop`: without the right to low ports, or as root if it cannot become another."""
+def test_with_fewer_rights_it_still_starts(image: Image) -> None:
+    """`--cap-drop`: without the right to low ports, or as root if it cannot change the user."""
     args, error = image.run("--hostname=a.example", uid=0, setpriv="no-ambient ")
     assert (args, error) == (["relay", "--hostname=a.example"], "")
     assert image.log.read_text().splitlines()[-1] == (
@@ -152,7 +154,7 @@ def test_users_and_derpers_files_are_left_alone(image: Image, line: str, uid: in
     assert not image.state.exists()
 
 
-def test_the_key_of_an_old_derper_volume_is_taken_over_once(image: Image) -> None:
+def test_the_key_of_an_old_derper_volume_is_copied_once(image: Image) -> None:
     """So the relay's identity stays. The volume does not change."""
     image.old_volume()
     error = image.run("--hostname=a.example", uid=0)[1]
@@ -178,7 +180,7 @@ def test_the_key_of_an_old_derper_volume_is_taken_over_once(image: Image) -> Non
         ("key new", {}),
     ],
 )
-def test_no_key_is_copied_where_another_is_named(
+def test_no_key_is_copied_if_the_command_line_names_one(
     image: Image, line: str, more: dict[str, str]
 ) -> None:
     image.old_volume()
@@ -186,7 +188,7 @@ def test_no_key_is_copied_where_another_is_named(
     assert list(image.state.iterdir()) == []
 
 
-def test_a_file_of_settings_names_no_key(image: Image) -> None:
+def test_the_key_is_copied_beside_a_settings_file(image: Image) -> None:
     image.old_volume()
     assert "is a copy" in image.run("--config-file=/x/relay.toml", uid=0)[1]
 
@@ -195,12 +197,12 @@ def test_a_file_of_settings_names_no_key(image: Image) -> None:
 
 
 def copied() -> list[str]:
-    """What the build file copies from the repository."""
+    """The files that the build file copies from the repository."""
     lines = re.findall(r"^COPY (?!--from)(.*) \S+$", BUILD, re.M)
     return [word for line in lines for word in line.split()]
 
 
-def test_what_the_image_is_built_from_exists() -> None:
+def test_files_that_the_image_is_built_from_exist() -> None:
     assert {"src", "requirements.txt", "contrib/oci/entrypoint.sh"} <= set(copied())
     assert all((REPOSITORY / name).exists() for name in copied())
     assert os.access(OCI / "entrypoint.sh", os.X_OK)
@@ -210,10 +212,10 @@ def test_what_the_image_is_built_from_exists() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "127.0.0.2:{}", "localhost:{}"])
-def test_the_health_check_asks_at_the_configured_address(
+def test_the_health_check_requests_the_configured_address(
     given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Port 80 of 127.0.0.1 if nothing is said; what is no 200 is not healthy."""
+    """By default port 80 of 127.0.0.1; a status other than 200 is not healthy."""
     asked: list[tuple[str, int, str]] = []
     statuses = [200, 500]
 
@@ -237,8 +239,8 @@ def test_the_health_check_asks_at_the_configured_address(
     assert asked == [(host, 9090 if given else 80, "GET /debug/check")] * 2
 
 
-def test_what_is_sent_to_the_build_is_what_it_copies() -> None:
-    """For podman, and by the name that docker reads."""
+def test_the_build_context_has_the_files_that_are_copied() -> None:
+    """For podman, and by the file name that docker reads."""
     lines = (REPOSITORY / ".containerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -261,8 +263,8 @@ def test_the_entry_point_is_plain_sh(name: str) -> None:
     subprocess.run(["/bin/sh", "-n", OCI / name], check=True)
 
 
-def test_the_compose_file_says_what_the_guide_says(image: Image) -> None:
-    """The same volume, network and time to stop; the build file exists, and its flags do."""
+def test_the_compose_file_agrees_with_the_guide(image: Image) -> None:
+    """The same volume, network and stop time; the build file exists, and its flags do."""
     command = re.findall(r"^      (?:# )?- (--.*)$", COMPOSE, re.M)
     assert image.run(*command)[0] == ["relay", "--hostname=derp.example.com", "--verify-clients"]
     assert "pyderp:/var/lib/pyderp" in COMPOSE
@@ -285,7 +287,7 @@ PAGES = [*sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "contrib" / 
 
 
 def test_containers_keep_their_state_and_see_addresses() -> None:
-    """Every command line of the pages, as operators copy any of them."""
+    """Every command line of the pages, as operators may copy any of them."""
     found = [each for page in PAGES for each in commands(page.read_text())]
     assert len(found) >= 5
     for words in found:
@@ -296,7 +298,7 @@ def test_containers_keep_their_state_and_see_addresses() -> None:
 
 
 def test_the_folder_of_tailscaled_is_mounted_and_not_its_socket() -> None:
-    """Each start of tailscaled makes a new file: a mount of the old one leads nowhere."""
+    """Each start of tailscaled makes a new socket: a mount of the old one would be stale."""
     texts = [page.read_text() for page in PAGES]
     texts += [path.read_text() for path in OCI.iterdir()]
     mounts = [each for text in texts for each in re.findall(r"\S*tailscale\S*:/\S*", text)]

@@ -29,7 +29,7 @@ JAIL = CONTRIB / "fail2ban" / "jail.d" / "pyderp.conf"
 ROTATE = CONTRIB / "logrotate" / "pyderp"
 GUIDE = REPOSITORY / "docs" / "howto" / "fail2ban.md"
 ADDRESS = r"\[?(?P<address>(?:\d+\.){3}\d+|[0-9a-f:]*:[0-9a-f:]*)\]?"
-"""What fail2ban puts in the place of <ADDR>, as far as it matters here."""
+"""What fail2ban puts in place of <ADDR>, in short."""
 
 
 class LoggingRelay:
@@ -49,7 +49,7 @@ class LoggingRelay:
         self.where = (found[1].strip("[]"), int(found[2]))
 
     def wait_for(self, pattern: str, known: int = 0) -> re.Match[str]:
-        """Wait until a pattern is in the log, behind so many characters."""
+        """Wait until a pattern is in the log, after this many characters."""
         end = time.monotonic() + BOUND
         while not (found := re.search(pattern, self.log.read_text()[known:], re.M)):
             assert time.monotonic() < end, f"{pattern!r} is not in\n{self.log.read_text()}"
@@ -58,7 +58,7 @@ class LoggingRelay:
         return found
 
     def say(self, data: bytes) -> None:
-        """Connect, send this, and wait until the relay closes the connection."""
+        """Connect, send bytes, and wait until the relay closes the connection."""
         with socket.create_connection(self.where, timeout=BOUND) as sock:
             sock.sendall(data)
             with contextlib.suppress(ConnectionResetError):
@@ -84,7 +84,7 @@ CAUGHT = {
     RDP: "RDP ",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": "HTTP/2, ",
 }
-"""What scanners send to a port without TLS, and the log about them."""
+"""Bytes that scanners send to a port without TLS, and the log lines."""
 CAUGHT_BY_TLS = {
     b"GET / HTTP/1.1\r\nHost: h\r\n\r\n": "TLS: plain HTTP on the TLS port",
     b"CONNECT h:25 HTTP/1.1\r\nHost: h\r\n\r\n": "TLS: a request for an HTTP proxy on the TLS port",
@@ -95,20 +95,21 @@ CAUGHT_BY_TLS = {
 }
 """The same for a port with TLS."""
 OTHERS = ("no login within ", "TLS: no certificate for this client")
-"""What they leave there otherwise."""
+"""Other log lines of theirs."""
 MONITOR = "bad HTTP request: no request line received"
 DISTRUST = "unknown ca"
 WANTED = len(CAUGHT) + len(CAUGHT_BY_TLS) + len(OTHERS)
 PASSED = ("rejected", MONITOR, DISTRUST)
-"""In lines about nodes and monitors of one's own."""
+"""Parts of lines about the operator's own nodes and monitors."""
 
 
 def a_scanned_log(folder: Path) -> Path:
-    """The log of relays on ::1 without TLS and one with it, which scanners and a node reached."""
+    """The log of one relay on ::1 without TLS and one with it, after connections of scanners and a
+    node."""
     log = folder / "relay.log"
-    nobody = folder / "allowed.keys"
-    nobody.write_text("")
-    with running(log, "--dev", "-a", "[::1]:0", f"--allow-keys-file={nobody}") as relay:
+    no_keys = folder / "allowed.keys"
+    no_keys.write_text("")
+    with running(log, "--dev", "-a", "[::1]:0", f"--allow-keys-file={no_keys}") as relay:
         for data, text in CAUGHT.items():
             relay.say(data)
             relay.wait_for(rf"closed: {re.escape(text)}")
@@ -135,7 +136,7 @@ def a_scanned_log(folder: Path) -> Path:
         with socket.create_connection(r.where, timeout=BOUND) as sock, pytest.raises(OSError):
             context.wrap_socket(sock, server_hostname="scan.example.com")
         r.wait_for(f"closed: {OTHERS[1]}")
-        # A monitor that looks at the certificate: echo | openssl s_client.
+        # A monitor that checks the certificate: echo | openssl s_client.
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (
             socket.create_connection(r.where, timeout=BOUND) as sock,
@@ -159,10 +160,10 @@ def expression() -> re.Pattern[str]:
     return re.compile(text.replace("<ADDR>", ADDRESS))
 
 
-def test_the_filter_matches_what_scanners_leave_in_the_log(tmp_path: Path) -> None:
-    """Their lines alone: not those of a node that may not come in yet, nor of the relay itself.
+def test_the_filter_matches_lines_of_scanners(tmp_path: Path) -> None:
+    """No other lines: not those of a node that is not admitted yet, nor of the relay itself.
 
-    As fail2ban has them from a file, without the time, and from the journal, with a prefix.
+    As fail2ban reads them from a file, without the time, and from the journal, with a prefix.
     """
     lines = a_scanned_log(tmp_path).read_text().splitlines()
     closed = [line for line in lines if " closed: " in line]
@@ -181,20 +182,20 @@ def test_the_filter_matches_what_scanners_leave_in_the_log(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("why", ["no TLS", "plain HTTP on the TLS port", "RDP (Remote Desktop)"])
-def test_the_words_of_the_native_part_match_as_well(why: str) -> None:
-    """`pyderp-fast` has its own word for what is no TLS."""
+def test_lines_of_the_native_part_match_as_well(why: str) -> None:
+    """`pyderp-fast` has its own text for bytes that are not TLS."""
     line = f"WARNING client 1 192.0.2.1:4 closed: TLS: {why}"
     assert expression().search(line)
 
 
-def test_the_alert_of_a_client_without_trust_is_in_the_guide_as_it_is_logged() -> None:
+def test_the_guide_has_the_alert_of_a_client_without_trust_as_it_is_logged() -> None:
     text = (REPOSITORY / "docs" / "howto" / "troubleshooting.md").read_text()
     assert f"`closed: TLS: the other side ended it with the alert '{DISTRUST}'`" in text
     assert not re.search(r"TLSV1_|SSLV3_", text)
 
 
-def test_a_client_cannot_have_another_banned() -> None:
-    """What it sends stands behind its own address."""
+def test_a_client_cannot_have_another_address_banned() -> None:
+    """Its own bytes come after its address in the line."""
     start = "2026-11-30 10:00:00,123 WARNING client 1 192.0.2.1:4 "
     lie = "WARNING client 2 203.0.113.9:1 closed: SSH"
     for line in (
@@ -207,7 +208,7 @@ def test_a_client_cannot_have_another_banned() -> None:
     assert not expression().search(f"{start}closed: client nodekey:00 rejected: {lie}")
 
 
-def test_fail2ban_takes_the_filter(tmp_path: Path) -> None:
+def test_fail2ban_accepts_the_filter(tmp_path: Path) -> None:
     if not (program := shutil.which("fail2ban-regex")):
         pytest.skip("fail2ban is not installed")
     log = a_scanned_log(tmp_path)
@@ -219,7 +220,7 @@ def test_fail2ban_takes_the_filter(tmp_path: Path) -> None:
     assert re.search(rf", {WANTED} matched, ", done.stdout), done.stdout
 
 
-def test_the_jail_is_for_the_filter_and_as_the_guide_says() -> None:
+def test_the_jail_uses_the_filter_and_agrees_with_the_guide() -> None:
     parser = configparser.ConfigParser()
     parser.read(JAIL)
     jail = parser["pyderp"]
@@ -229,7 +230,7 @@ def test_the_jail_is_for_the_filter_and_as_the_guide_says() -> None:
 
 
 def test_the_log_is_rotated_under_a_running_relay(tmp_path: Path) -> None:
-    """What was written goes to another file; the relay goes on at the start of the emptied one."""
+    """Old lines are in another file; the relay goes on at the start of the emptied one."""
     if not (program := shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")):
         pytest.skip("logrotate is not installed")
     log = tmp_path / "relay.log"

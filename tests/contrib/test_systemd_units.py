@@ -1,4 +1,4 @@
-"""The units of `contrib/`: systemd takes them; flags that stand in its files exist."""
+"""The units of `contrib/`: systemd accepts them; flags in their files exist."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SOCKETS = ["pyderp.socket", "pyderp-http.socket"]
 DOCTOR = ["pyderp-doctor.service", "pyderp-doctor.timer"]
 CRON = REPOSITORY / "contrib" / "cron" / "pyderp-doctor"
 EXPOSED = 2.0
-"""What `systemd-analyze security` may give at most; 10 is a service without any protection."""
+"""The highest allowed result of `systemd-analyze security`; 10 is no protection at all."""
 
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """A folder with the units, whose program exists."""
+    """A folder with the units, and their program."""
     program = tmp_path / "bin" / "pyderp"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
@@ -50,13 +50,13 @@ def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_systemd_takes_the_units(units: Path) -> None:
-    """Not a warning: an option that systemd does not know is passed over otherwise."""
+def test_systemd_accepts_the_units(units: Path) -> None:
+    """Without a warning: systemd ignores unknown options otherwise."""
     done = analyze("verify", "--man=no", *(units / name for name in (*SERVICES, *SOCKETS, *DOCTOR)))
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_a_mistake_in_a_unit_would_be_found(units: Path) -> None:
+def test_a_mistake_in_a_unit_is_found(units: Path) -> None:
     path = units / "pyderp.service"
     path.write_text(path.read_text().replace("ProtectSystem=strict", "ProtectSystem=very"))
     assert "protect system" in analyze("verify", "--man=no", path).stderr
@@ -97,7 +97,7 @@ def commands() -> Iterator[list[str]]:
                 yield shlex.split(line.replace("\\\n#", ""))
 
 
-def test_each_flag_in_them_exists() -> None:
+def test_each_flag_in_the_units_exists() -> None:
     known = {f"--{flag.name}" for flag in FLAGS} | {each for flag in FLAGS for each in flag.also}
     found = [word.partition("=")[0] for command in commands() for word in command]
     flags = [word for word in found if word.startswith("-")]
@@ -106,7 +106,7 @@ def test_each_flag_in_them_exists() -> None:
 
 
 def drop_ins() -> dict[str, str]:
-    """What the pages say for `systemctl edit pyderp`, by page and place."""
+    """The drop-ins that the pages have for `systemctl edit pyderp`, by page and place."""
     found: dict[str, str] = {}
     for page in sorted((REPOSITORY / "docs").rglob("*.md")):
         blocks = re.findall(r"^```ini\n(\[Service\]\n.*?)^```$", page.read_text(), re.M | re.S)
@@ -115,7 +115,7 @@ def drop_ins() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", drop_ins())
-def test_systemd_takes_what_the_pages_add_to_the_unit(units: Path, name: str) -> None:
+def test_systemd_accepts_the_drop_ins_of_the_pages(units: Path, name: str) -> None:
     folder = units / "pyderp.service.d"
     folder.mkdir()
     (folder / "override.conf").write_text(drop_ins()[name])
@@ -128,8 +128,8 @@ def test_systemd_takes_what_the_pages_add_to_the_unit(units: Path, name: str) ->
     )
 
 
-def test_the_doctor_is_called_as_it_can_be() -> None:
-    """By the unit and by cron alike, and warnings do not make the unit fail."""
+def test_the_doctor_is_called_with_existing_flags() -> None:
+    """By the unit and by cron; warnings do not make the unit fail."""
     service = section(DOCTOR[0], "Service")
     words = shlex.split(service["ExecStart"][0])
     assert words[1:] == ["doctor", "/etc/pyderp/derpmap.json", "--quiet"]
@@ -140,8 +140,8 @@ def test_the_doctor_is_called_as_it_can_be() -> None:
     assert service["SuccessExitStatus"] == [str(CODES[Result.WARN])]
 
 
-def test_both_services_differ_in_what_they_must() -> None:
-    """The second is a copy, so what one learns the other must."""
+def test_both_services_differ_in_user_and_reuse_port_only() -> None:
+    """The second is a copy, so a change of one must be made in the other."""
     plain, template = (section(name, "Service") for name in SERVICES)
     differ = {name for name in plain | template if plain.get(name) != template.get(name)}
     assert differ == {"ExecStart", "User"}
