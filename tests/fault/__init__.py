@@ -1,1 +1,1 @@
-"""What must hold when peers stall, lie or vanish, and when the relay stops."""
+"""What must hold when peers stall, send wrong bytes or vanish, and when the relay stops."""

@@ -1,4 +1,4 @@
-"""A network namespace of its own, in which nftables makes the path of one connection a dead one.
+"""A network namespace in which nftables drops all packets of one connection.
 
 Nothing leaves it: it has a loopback interface only.
 """
@@ -24,8 +24,8 @@ _CLONE_NEWNET: Final = 0x40000000
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count(1)
 
-# What the kernel has sent is dropped where it arrives: a packet that is dropped where it leaves
-# is an error of the sender's, and not a dead path.
+# Packets are dropped where they arrive: a packet that is dropped where it leaves is an error
+# for the sender, and no dead path.
 _RULES: Final = """
 add table inet paths
 add set inet paths dead { type inet_service; }
@@ -36,7 +36,7 @@ add rule inet paths arrive tcp dport @dead drop
 
 
 class Paths:
-    """The namespace, and which connections in it are dead.
+    """The namespace, and its dead connections.
 
     Args:
         namespace: where all happens.
@@ -46,7 +46,7 @@ class Paths:
         self.namespace = namespace
 
     def rule(self, text: str) -> subprocess.CompletedProcess[str]:
-        """Tell nftables something; returns the outcome, whatever it is."""
+        """Pass a rule to nftables; returns the outcome, whatever it is."""
         return subprocess.run(
             self.namespace.command(["nft", "-f", "-"]),
             input=text,
@@ -56,7 +56,7 @@ class Paths:
         )
 
     def kill(self, port: int) -> None:
-        """Drop all packets from and to a port, from now on and in both directions."""
+        """Drop all packets from and to a port from now on."""
         outcome = self.rule(f"add element inet paths dead {{ {port} }}")
         assert outcome.returncode == 0, outcome.stderr
 
@@ -69,7 +69,7 @@ class Paths:
         made: list[socket.socket] = []
 
         def make() -> None:
-            # A thread may change its namespace without the others of the process.
+            # A thread can change its namespace without the other threads of the process.
             handle = os.open(f"/run/netns/{self.namespace.name}", os.O_RDONLY)
             try:
                 if _libc.setns(handle, _CLONE_NEWNET):
@@ -90,7 +90,7 @@ class Paths:
 
 @contextlib.contextmanager
 def paths() -> Iterator[Paths]:
-    """Make a namespace, and remove it at the end; without the permission to, skip the test."""
+    """Make a namespace, and remove it at the end; without the permission, skip the test."""
     need_namespaces()
     need("nft")
     namespace = Namespace(f"pyderp-{os.getpid()}-paths{next(_serial)}", "127.0.0.1")

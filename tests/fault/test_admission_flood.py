@@ -1,4 +1,4 @@
-"""Strangers who log in until the admission controller cannot keep up: nobody comes in by that."""
+"""Logins that overload the admission controller admit no client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Controller:
-    """Denies everybody but members, slowly."""
+    """Denies all keys but members, slowly."""
 
     def __init__(self) -> None:
         self.members: set[NodePublic] = set()
@@ -77,7 +77,7 @@ class Controller:
         return [response(b"{}") if known else response(b"", "404 Not Found")]
 
 
-async def comes_in(relay: pyderp.Relay, source: str) -> bool:
+async def is_admitted(relay: pyderp.Relay, source: str) -> bool:
     """Log in with a fresh key."""
     try:
         client = await connect(relay.address, via=Via(source=source))
@@ -121,19 +121,19 @@ async def test_parallel_logins_admit_no_client(sources: str, tmp_path: Path) -> 
     controller = Controller()
     async with guarded(controller, "url", tmp_path / "d.sock") as relay:
         took_turns = itertools.cycle(SOURCES[sources])
-        flood = [comes_in(relay, next(took_turns)) for _ in range(70)]
+        flood = [is_admitted(relay, next(took_turns)) for _ in range(70)]
         assert sum(await asyncio.gather(*flood)) == 0
         assert counters(relay).allowed == counters(relay).failed_open == 0
-        # It was more than the controller could bear.
+        # The controller was overloaded.
         assert controller.answered < 70
 
 
 @pytest.mark.parametrize("sources", SOURCES)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_flood_that_goes_on_keeps_no_recheck_from_closing(
+async def test_a_lasting_flood_does_not_keep_rechecks_from_closing(
     kind: str, sources: str, tmp_path: Path
 ) -> None:
-    """And the same member would be let in again, if it were one: others have their turn."""
+    """A member would be admitted again: other clients get their turn."""
     controller = Controller()
     gone, faithful = NodePrivate.generate(), NodePrivate.generate()
     controller.members |= {gone.public, faithful.public}
@@ -142,7 +142,7 @@ async def test_a_flood_that_goes_on_keeps_no_recheck_from_closing(
     async def loop(source: str) -> int:
         entered = 0
         while not stop.is_set():
-            entered += await comes_in(relay, source)
+            entered += await is_admitted(relay, source)
         return entered
 
     async with guarded(controller, kind, tmp_path / "d.sock") as relay:
@@ -151,7 +151,7 @@ async def test_a_flood_that_goes_on_keeps_no_recheck_from_closing(
         stays = await connect(relay.address, private=faithful, via=via)
         took_turns = itertools.cycle(SOURCES[sources])
         flood = [asyncio.ensure_future(loop(next(took_turns))) for _ in range(80)]
-        while counters(relay).crowded < 80:  # noqa: ASYNC110 # nothing tells of it
+        while counters(relay).crowded < 80:  # noqa: ASYNC110 # there is no event
             await asyncio.sleep(0.01)
         controller.members.discard(gone.public)
         async with asyncio.timeout(50):

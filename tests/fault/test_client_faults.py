@@ -1,4 +1,4 @@
-"""A client on a relay or network that fails: it reports, connects anew, and goes on."""
+"""A client of a relay or network that fails: it reports, connects anew, and goes on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ M = TypeVar("M")
 
 BOUND = 10.0
 SHORT = 0.1
-"""Seconds that something which never comes is waited for."""
+"""Seconds to wait for something that never comes."""
 
 
 def client_of(relay: FaultyRelay, **settings: Any) -> Client:
@@ -50,7 +50,7 @@ async def next_of(client: Client, kind: type[M]) -> M:
 
 
 async def ended(client: Client) -> ConnectionClosed:
-    """How the connection ends."""
+    """The error at the end of the connection."""
     async with asyncio.timeout(BOUND):
         while True:
             try:
@@ -60,7 +60,7 @@ async def ended(client: Client) -> ConnectionClosed:
 
 
 async def arrives(sender: Client, receiver: Client) -> None:
-    """A packet gets from one client to the other, on the connections that they have."""
+    """A packet passes from one client to the other, on their present connections."""
     await sender.send(receiver.self_public_key, b"arrives")
     while (await next_of(receiver, ReceivedPacket)).data != b"arrives":
         pass
@@ -75,7 +75,7 @@ async def send_forever(sender: Client, receiver: Client, packet: bytes) -> None:
 
 @contextlib.asynccontextmanager
 async def running(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run something beside the block, until the block ends."""
+    """Run a function beside the block, until the block ends."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -120,7 +120,7 @@ class Stream:
 
 @contextlib.asynccontextmanager
 async def stream(relay: FaultyRelay) -> AsyncIterator[Stream]:
-    """A stream that runs; the sender notices the end of its connections by receiving, too."""
+    """A running stream; the sender receives as well, and so notices the end of its connections."""
     async with client_of(relay) as a, client_of(relay) as b:
         made = Stream(a, b)
         async with running(made.receive()), running(made.send()), running(drain(a)):
@@ -138,7 +138,7 @@ async def drain(client: Client) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_receiver_gets_the_error_of_a_cut_and_connects_again(reset: bool) -> None:
-    """The error is said once and has the connection's number; the next call connects."""
+    """The error is raised once and has the connection's number; the next call connects."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         assert relay.cut(reset=reset, client=b.self_public_key) == 1
         error = await ended(b)
@@ -154,7 +154,7 @@ async def test_a_receiver_gets_the_error_of_a_cut_and_connects_again(reset: bool
 
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_sender_gets_the_error_of_a_cut_and_connects_again(reset: bool) -> None:
-    """Nobody receives: a send reports the end, and the one after it arrives."""
+    """No task receives: a send reports the end, and the one after it arrives."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         relay.cut(reset=reset, client=a.self_public_key)
         async with asyncio.timeout(BOUND):
@@ -164,8 +164,8 @@ async def test_a_sender_gets_the_error_of_a_cut_and_connects_again(reset: bool) 
         assert a.generation == 2
 
 
-async def test_what_came_before_a_cut_is_received() -> None:
-    """Messages that are there already come before the error."""
+async def test_messages_before_a_cut_are_received() -> None:
+    """Messages that have come are received before the error."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         for n in range(10):
             await a.send(b.self_public_key, bytes([n]))
@@ -179,7 +179,7 @@ async def test_what_came_before_a_cut_is_received() -> None:
 
 @pytest.mark.parametrize("nbytes", [1, 4, 5, 6, 36, 37, 38, 136, 137])
 async def test_half_a_frame_is_never_a_message(nbytes: int) -> None:
-    """A connection that is cut inside a frame of 137 bytes brings the whole ones and ends."""
+    """A connection that is cut inside a frame of 137 bytes delivers the whole ones and ends."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         packet = ReceivedPacket(a.self_public_key, bytes(100))
         relay.cut_after(137 + nbytes)
@@ -195,8 +195,8 @@ async def test_half_a_frame_is_never_a_message(nbytes: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_login_may_break_anywhere(way: str) -> None:
-    """Whatever byte is the last one, the error is one of ours, and the next login is fine."""
+async def test_a_login_may_break_at_any_byte(way: str) -> None:
+    """The error is one of pyderp's, and the next login works."""
 
     async def attempt(relay: FaultyRelay, nbytes: int) -> bool:
         async with client_of(relay) as client:
@@ -232,8 +232,8 @@ async def test_a_stream_goes_on_after_cuts_of_both_ends() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_what_is_lost_is_lost_and_nothing_else(seed: int) -> None:
-    """Losses cost no connection, and what does not arrive is what was dropped."""
+async def test_lost_packets_are_the_only_loss(seed: int) -> None:
+    """Losses end no connection, and the packets that do not arrive are those dropped."""
     async with (
         FaultyRelay(seed=seed) as relay,
         client_pair(relay) as (a, b),
@@ -254,8 +254,7 @@ async def test_what_is_lost_is_lost_and_nothing_else(seed: int) -> None:
         assert (a.generation, b.generation) == (1, 1)
 
 
-async def test_a_ping_measures_the_latency() -> None:
-    """There and back."""
+async def test_a_ping_measures_the_latency_both_ways() -> None:
     async with FaultyRelay() as relay, client_pair(relay) as (a, _):
         relay.latency = 0.05
         assert 0.098 <= await a.ping() < 1
@@ -264,7 +263,7 @@ async def test_a_ping_measures_the_latency() -> None:
 
 
 async def test_a_ping_into_a_freeze_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection stays, and the answer that comes too late is a message."""
+    """The connection stays, and a pong that comes too late is a message."""
     monkeypatch.setattr("pyderp.client.client.PING_TIMEOUT", SHORT)
 
     async with FaultyRelay() as relay, client_pair(relay) as (a, _):
@@ -279,7 +278,7 @@ async def test_a_ping_into_a_freeze_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_frozen_connection_is_given_up() -> None:
-    """After the silence that the settings allow; a new connect is given up, too."""
+    """After the time that the settings allow; a new connect is given up, too."""
     async with (
         FaultyRelay() as relay,
         client_of(relay, receive_timeout=SHORT, connect_timeout=SHORT) as client,
@@ -308,15 +307,15 @@ async def test_sends_into_a_freeze_wait() -> None:
         assert a.generation == 1
 
 
-# Away and back
+# Restarts
 
 
-async def test_a_relay_that_is_not_there() -> None:
-    """A connect says so; an iteration waits until it is back."""
+async def test_a_relay_that_is_away_is_an_error_or_waited_for() -> None:
+    """A connect raises; an iteration waits until it is back."""
     async with FaultyRelay() as relay, stream(relay) as numbers:
         relay.refuse()
         relay.cut()
-        while numbers.receiver.stats.failed_connects < 2:  # noqa: ASYNC110 (nobody tells)
+        while numbers.receiver.stats.failed_connects < 2:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         async with client_of(relay) as newcomer:
             with pytest.raises(ConnectError) as caught:
@@ -327,8 +326,8 @@ async def test_a_relay_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("new_key", [False, True])
-async def test_an_announced_restart(new_key: bool) -> None:
-    """The announcement is a message, and the error that follows has it."""
+async def test_an_announced_restart_is_a_message_and_an_error(new_key: bool) -> None:
+    """The error after the message has the announcement."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         old = relay.public_key
         await relay.restart(new_key=new_key)
@@ -346,7 +345,7 @@ async def test_an_announced_restart(new_key: bool) -> None:
 
 @pytest.mark.parametrize("announce", [False, True])
 async def test_a_stream_goes_on_after_restarts(announce: bool) -> None:
-    """With the same key and with another."""
+    """With the same key and with a new one."""
     async with FaultyRelay() as relay, stream(relay) as numbers:
         for new_key in (False, True):
             await relay.restart(new_key=new_key, announce=announce)
@@ -356,7 +355,7 @@ async def test_a_stream_goes_on_after_restarts(announce: bool) -> None:
 
 
 async def test_an_iteration_connects_again_if_asked_to() -> None:
-    """Not before the time that the relay named."""
+    """Not before the time that the relay announced."""
     loop = asyncio.get_running_loop()
     async with FaultyRelay() as relay, client_of(relay) as client:
         messages = aiter(client)
@@ -369,12 +368,12 @@ async def test_an_iteration_connects_again_if_asked_to() -> None:
         assert loop.time() - begin >= 0.298
 
 
-# Lies
+# Wrong answers
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_a_relay_with_a_wrong_key(tls: bool) -> None:
-    """The box that does not open ends the connection; with the right key all is well."""
+async def test_a_relay_with_a_wrong_key_ends_the_connection(tls: bool) -> None:
+    """Its box does not open; with the right key the client connects."""
     async with FaultyRelay(tls=tls) as relay:
         config = ClientConfig(network=NetworkSettings(use_derp_http=not tls))
         async with Client.for_region(relay.region, config=config) as client:
@@ -387,10 +386,10 @@ async def test_a_relay_with_a_wrong_key(tls: bool) -> None:
 
 
 @pytest.mark.parametrize("status", [302, 403, 426, 429, 500, 503])
-async def test_an_upgrade_that_is_refused(status: int) -> None:
-    """Status and body are in the error; whether trying again may help follows from them.
+async def test_a_refused_upgrade_has_status_and_body(status: int) -> None:
+    """The status decides whether trying again may help.
 
-    Without the way out by a websocket, which a 426 would lead to.
+    Without the fallback to a websocket, which a 426 would lead to.
     """
     async with FaultyRelay() as relay, client_of(relay, websocket=False) as client:
         relay.http_status(status)
@@ -404,7 +403,7 @@ async def test_an_upgrade_that_is_refused(status: int) -> None:
         await client.connect()
 
 
-async def test_an_iteration_outlasts_what_may_pass() -> None:
+async def test_an_iteration_waits_for_transient_errors() -> None:
     """Two answers of 503 are waited out from the start; one of 403 is raised."""
     async with FaultyRelay() as relay, client_of(relay) as client:
         relay.http_status(503, count=2)
@@ -417,8 +416,8 @@ async def test_an_iteration_outlasts_what_may_pass() -> None:
 
 
 @pytest.mark.parametrize("kind", ["unknown", "short"])
-async def test_frames_that_mean_nothing_are_skipped(kind: Junk) -> None:
-    """The messages around them are all that a program sees."""
+async def test_unknown_frames_are_skipped(kind: Junk) -> None:
+    """A program gets only the messages around them."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         for n in range(20):
             relay.junk(kind)
@@ -430,7 +429,7 @@ async def test_frames_that_mean_nothing_are_skipped(kind: Junk) -> None:
 
 @pytest.mark.parametrize("kind", ["oversized", "garbage"])
 async def test_bytes_that_are_no_frames_end_the_connection(kind: Junk) -> None:
-    """The error says that it was the relay; the next connection is fine."""
+    """The error blames the relay; the next connection works."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         relay.junk(kind, client=b.self_public_key)
         error = await ended(b)
@@ -441,8 +440,8 @@ async def test_bytes_that_are_no_frames_end_the_connection(kind: Junk) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_any_bytes_at_all_raise_only_our_errors(seed: int) -> None:
-    """Whatever a relay says after the login, the client survives it."""
+async def test_any_bytes_raise_only_documented_errors(seed: int) -> None:
+    """The client can be used after any bytes of a relay after the login."""
     rng = random.Random(seed)
     async with FaultyRelay() as relay, client_of(relay) as client:
         for _ in range(30):
@@ -457,7 +456,7 @@ async def test_any_bytes_at_all_raise_only_our_errors(seed: int) -> None:
             assert cause is None or isinstance(cause, RemoteProtocolError | OSError)
 
 
-# Everything at once
+# All faults in turn
 
 Trouble = Callable[[FaultyRelay, random.Random], object]
 
@@ -481,7 +480,7 @@ TROUBLES: list[Trouble] = [
 
 
 async def chaos(relay: FaultyRelay, rng: random.Random, seconds: float) -> None:
-    """One trouble after the other, and then none."""
+    """One fault after the other, and then none."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     while loop.time() < end:
@@ -499,8 +498,8 @@ async def chaos(relay: FaultyRelay, rng: random.Random, seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-async def test_delivery_works_after_any_trouble(seed: int) -> None:
-    """The iterations never end, and when the trouble does, packets arrive again, in order."""
+async def test_delivery_works_after_any_fault(seed: int) -> None:
+    """The iterations never end, and after the faults packets arrive again, in order."""
     async with FaultyRelay(seed=seed) as relay, stream(relay) as numbers:
         await chaos(relay, random.Random(seed), 2.0)
         await numbers.goes_on()

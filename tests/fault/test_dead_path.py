@@ -1,6 +1,6 @@
-"""A path that drops every packet, in a network namespace of its own and on the kernel's clock.
+"""A path that drops every packet, in its own network namespace and on the kernel's clock.
 
-Nothing tells the relay: no FIN, no reset, no ICMP. The fake clock is in
+The relay gets no sign of it: no FIN, no reset, no ICMP. The tests with a fake clock are in
 tests/server/conn/test_paths.py.
 """
 
@@ -30,12 +30,12 @@ from .sums.relays import port_of
 TIMEOUT: Final = 2
 """Seconds of `--tcp-user-timeout` here."""
 OTHERS: Final = ("--tcp-write-timeout=600", "--tcp-keepalive-time=0")
-"""Nothing else may end a client meanwhile."""
+"""No other timeout may end a client meanwhile."""
 LATE: Final = 20
 """Seconds after the timeout: 2 by the relay's and the kernel's timers, the rest for a machine
 that is busy. Whatever else might end the connection takes minutes."""
 BOUND: Final = 60.0
-"""Seconds that a step may take; probes of a closed window become rarer and rarer."""
+"""Seconds that a step may take; probes of a closed window become less and less frequent."""
 SMALL_BUFFER: Final = 4096
 PACKET: Final = 20_000
 
@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
 
 @pytest.fixture
 def inside() -> Iterator[Paths]:
-    # One for each test: in the next, the kernel might give a dead port to another connection.
+    # One for each test: in the next, the kernel might reuse a dead port for another connection.
     with paths() as made:
         yield made
 
@@ -71,7 +71,7 @@ class Relay:
         return await peer.connect(self.address)
 
     async def metrics(self) -> Metrics:
-        """The numbers now."""
+        """The present values."""
         sock = self.inside.socket()
         await asyncio.get_running_loop().sock_connect(sock, self.address)
         reader, writer = await asyncio.open_connection(sock=sock)
@@ -82,7 +82,7 @@ class Relay:
         return parse_metrics(answer.decode())
 
     async def ended(self) -> dict[str, int]:
-        """How many connections ended for which reason, the requests for metrics left out."""
+        """How many connections ended for which reason, without the requests for metrics."""
         found = {}
         for name, value in (await self.metrics()).items():
             match = re.fullmatch(r'pyderp_connections_ended_total\{reason="(\w+)"\}', name)
@@ -91,9 +91,9 @@ class Relay:
         return found
 
     async def until_ended(self) -> dict[str, int]:
-        """Wait until a connection has ended; gives all reasons, and how many each."""
+        """Wait until a connection has ended; returns all reasons, and how many each."""
         async with asyncio.timeout(BOUND):
-            while not (ended := await self.ended()):  # noqa: ASYNC110 (nobody tells)
+            while not (ended := await self.ended()):  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.05)
         return ended
 
@@ -106,7 +106,8 @@ class Relay:
             await sender.ping()
 
     def reason_of(self, peer: Peer, text: str) -> re.Match[str]:
-        """The line of the log that says why a client was closed, and nothing else was closed."""
+        """The line of the log with the reason why a client was closed, and no other client was
+        closed."""
         log = self.running.log.read_text()
         (line,) = re.findall(r"^.* WARNING client .*$", log, re.MULTILINE)
         match = re.search(rf"client \d+ 127\.0\.0\.1:{peer.port} \S+ closed: {text}", line)
@@ -136,13 +137,13 @@ async def relay(inside: Paths, folder: Path, loop: str, *flags: str) -> AsyncIte
 def test_a_client_behind_a_dead_path_is_ended_and_slow_readers_live(
     inside: Paths, tmp_path: Path, loop: str
 ) -> None:
-    """It is counted and logged for what it is; whoever acknowledges lives, however slow."""
+    """It is counted and logged with its reason; a client that acknowledges stays, however slow."""
 
     async def main() -> None:
         async with relay(inside, tmp_path, loop, f"--tcp-user-timeout={TIMEOUT}") as served:
             sender = await served.client()
             dead = await served.client()
-            # One reads a little, but more seldom than the timeout; the other does not read.
+            # One reads a little, but less often than the timeout; the other does not read.
             slow = await served.client(SMALL_BUFFER)
             slow.read_slowly(1000 / (1.5 * TIMEOUT), 1000)
             stalled = await served.client(SMALL_BUFFER)
@@ -170,7 +171,7 @@ def test_a_client_behind_a_dead_path_is_ended_and_slow_readers_live(
 
 
 def test_a_path_that_dies_while_the_window_is_closed(inside: Paths, tmp_path: Path) -> None:
-    """Three probes of the window must go unanswered first."""
+    """First, three probes of the window must go unanswered."""
 
     async def main() -> None:
         async with relay(inside, tmp_path, "uvloop", f"--tcp-user-timeout={TIMEOUT}") as served:
@@ -191,7 +192,7 @@ def test_a_path_that_dies_while_the_window_is_closed(inside: Paths, tmp_path: Pa
 def test_a_connection_that_the_kernel_gives_up_is_logged_and_counted(
     inside: Paths, tmp_path: Path, loop: str
 ) -> None:
-    """Without a timeout of the relay's, the kernel's own number of tries counts."""
+    """Without a timeout of the relay, the kernel's own number of retries counts."""
     inside.namespace.write_sysctl("ipv4/tcp_retries2", "3")
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""A graceful stop: all clients told, and closed without a stampede."""
+"""A graceful stop: all clients get Restarting, and are closed one after the other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class Closing:
-    """A connection that notes when it is closed."""
+    """A connection that records when it is closed."""
 
     def __init__(self, number: int, closes: list[tuple[float, int]]) -> None:
         self.number = number
@@ -51,8 +51,8 @@ class Closing:
         self.closes.append((asyncio.get_running_loop().time(), self.number))
 
 
-class JustEnough:
-    """What the drain looks at in a `ConnectionContext`."""
+class FakeContext:
+    """The attributes of `ConnectionContext` that the drain uses."""
 
     def __init__(self, protocols: list[Closing]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -64,7 +64,7 @@ def close_times(count: int, drain: float) -> tuple[list[float], list[int]]:
     closes: list[tuple[float, int]] = []
 
     async def main() -> None:
-        core = JustEnough([Closing(number, closes) for number in range(count)])
+        core = FakeContext([Closing(number, closes) for number in range(count)])
         await relay_module._close_spread(cast("ConnectionContext", core), drain)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -115,7 +115,7 @@ def test_one_connection_is_closed_within_the_time() -> None:
     assert closes[0] <= 5.02
 
 
-async def test_without_connections_nothing_is_waited_for() -> None:
+async def test_without_connections_the_drain_ends_at_once() -> None:
     relay = pyderp.Relay()
     await relay.start()
     await relay.aclose(drain=3600)
@@ -139,15 +139,15 @@ async def test_packets_pass_until_a_connection_is_closed() -> None:
     async with clients(relay, 10) as opened:
         closing = asyncio.ensure_future(relay.aclose(drain=1.0))
         served = 0
-        told = set()
+        waits = set()
         for client in opened:
-            told.add((await client.wait_for(Restarting)).reconnect_in)
+            waits.add((await client.wait_for(Restarting)).reconnect_in)
             with contextlib.suppress(EOFError, OSError):
                 await passes(client, client)
                 served += 1
         assert served >= 5
-        assert len(told) > 1, "each has its own time to come back"
-        assert all(0 <= seconds <= 1.0 for seconds in told)
+        assert len(waits) > 1, "each has its own time to come back"
+        assert all(0 <= seconds <= 1.0 for seconds in waits)
         await closing
 
 
@@ -161,7 +161,7 @@ async def test_connections_without_a_login_are_closed_too() -> None:
         await hang_up(writer)
 
 
-async def test_a_client_that_leaves_during_the_drain_is_no_trouble() -> None:
+async def test_a_client_that_leaves_during_the_drain_does_not_disturb_it() -> None:
     relay = pyderp.Relay()
     await relay.start()
     async with clients(relay, 10) as opened:
@@ -186,8 +186,8 @@ def many_files() -> Iterator[None]:
 async def test_a_thousand_clients_are_closed_one_by_one_over_the_time() -> None:
     count, drain = 1000, 5.0
 
-    async def follow(client: Client, told: list[float], closes: list[float]) -> None:
-        told.append((await client.wait_for(Restarting)).reconnect_in)
+    async def follow(client: Client, waits: list[float], closes: list[float]) -> None:
+        waits.append((await client.wait_for(Restarting)).reconnect_in)
         await client.closed()
         closes.append(time.monotonic())
 
@@ -199,30 +199,30 @@ async def test_a_thousand_clients_are_closed_one_by_one_over_the_time() -> None:
     relay = pyderp.Relay()
     await relay.start()
     opened = [await connect(relay.address) for _ in range(count)]
-    told: list[float] = []
+    waits: list[float] = []
     closes: list[float] = []
-    following = [asyncio.ensure_future(follow(each, told, closes)) for each in opened]
+    following = [asyncio.ensure_future(follow(each, waits, closes)) for each in opened]
     looks: list[float] = []
     looking = asyncio.ensure_future(look(looks))
     await relay.aclose(drain=drain)
     await asyncio.gather(*following)
     looking.cancel()
-    # Where this process waits for a processor, what it would have closed is closed after.
+    # Where this process waits for a processor, its closes come later.
     pause = max(after - before for before, after in pairwise(looks))
     assert looks[-1] - looks[0] < drain + 1 + pause
     for each in opened:
         await each.aclose()
-    assert all(0 <= seconds <= drain for seconds in told)
-    assert len(set(told)) > count / 4, "each has its own"
-    assert max(told) > drain * 0.9
-    assert min(told) < drain * 0.1
+    assert all(0 <= seconds <= drain for seconds in waits)
+    assert len(set(waits)) > count / 4, "each has its own"
+    assert max(waits) > drain * 0.9
+    assert min(waits) < drain * 0.1
     spread = drain - LINGER_TIMEOUT
     window = spread / 50
     assert busiest(closes, window) <= 2 * count * (window + pause) / spread
 
 
-async def test_a_client_that_is_not_known_to_take_it_gets_no_restarting_frame() -> None:
-    """It only sees its connection end."""
+async def test_a_client_that_may_end_on_it_gets_no_restarting_frame() -> None:
+    """Its connection just ends."""
     relay = pyderp.Relay()
     await relay.start()
     async with clients(relay, 2) as (bare, known):

@@ -1,4 +1,4 @@
-"""Peers that send anything but the protocol: a live pair beside them must not notice."""
+"""Clients that send bytes other than the protocol's do not disturb a live pair beside them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GET_WEBSOCKET = (
 
 
 def junk(rng: random.Random) -> bytes:
-    """Random bytes; sometimes many, often ones that mean something somewhere."""
+    """Random bytes; sometimes many, often ones with a meaning in some layer."""
     kind = rng.randrange(6)
     if kind == 0:
         return rng.randbytes(rng.choice((1, 5, 100, 5000, 200_000)))
@@ -77,10 +77,10 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 async def leave(rng: random.Random, writer: asyncio.StreamWriter) -> None:
-    """Go away in one of three ways: half-close, close, reset."""
+    """Leave in one of three ways: half-close, close, reset."""
     how = rng.randrange(3)
     sock = writer.get_extra_info("socket")
-    # uvloop's transports raise RuntimeError once the relay has hung up.
+    # uvloop's transports raise RuntimeError once the relay has closed.
     with contextlib.suppress(OSError, RuntimeError):
         if how == 0 and writer.can_write_eof():
             writer.write_eof()
@@ -90,7 +90,7 @@ async def leave(rng: random.Random, writer: asyncio.StreamWriter) -> None:
 
 
 async def say(rng: random.Random, writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Send in one piece or several; the relay may have hung up already."""
+    """Send in one piece or several; the relay may have closed already."""
     with contextlib.suppress(OSError, RuntimeError):
         while data:
             size = rng.choice((1, 10, 1000, len(data), len(data)))
@@ -211,7 +211,7 @@ async def test_an_unknown_frame_that_is_too_long_is_not_awaited(
         await passes(second, second)
 
 
-async def test_unknown_frames_are_thrown_away_as_they_come() -> None:
+async def test_unknown_frames_are_discarded_as_they_come() -> None:
     async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
         core = relay._running()
         for _ in range(50):
@@ -237,12 +237,12 @@ async def test_a_thousand_half_open_connections_are_all_forgotten() -> None:
             await hang_up(writer)
         core = relay._running()
         async with asyncio.timeout(10):
-            while len(core.protocols) > 2:  # noqa: ASYNC110 (nobody tells)
+            while len(core.protocols) > 2:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.005)
         assert len(core.timers) == 2
 
 
-async def test_a_client_that_resets_takes_only_itself_down() -> None:
+async def test_a_client_that_resets_ends_only_its_own_connection() -> None:
     async with pyderp.Relay() as relay, clients(relay) as (first, second):
         for _ in range(20):
             victim: Client = await connect(relay.address)

@@ -1,4 +1,4 @@
-"""A mesh peer that floods a relay: what it makes the relay keep is bounded, and others go on."""
+"""A mesh peer that floods a relay: the relay's memory is bounded, and other clients go on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.server.meshed import MESH, client_of, messages_so_far, node, until
 BOUND, FLOOD = 50, 2_000
 
 
-async def test_flood_of_a_mesh_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh sources, PeerPresent and WatchConns; a client's pings are answered between them."""
+async def test_a_flood_of_a_mesh_peer_delays_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New sources, PeerPresent and WatchConns; a client's pings are answered between them."""
     monkeypatch.setattr(mesh_module, "MAX_MESH_KEYS", BOUND)
     monkeypatch.setattr(registry_module, "MAX_FORWARDED_SOURCES", BOUND)
     monkeypatch.setattr(registry_module, "_FORGET_A_TURN", BOUND // 10)
@@ -58,7 +58,8 @@ async def test_flood_of_a_mesh_peer(monkeypatch: pytest.MonkeyPatch) -> None:
             assert counters.sources_not_noted == FLOOD - BOUND
             assert len(router.registry.sent_to) == BOUND
             assert counters.watch_repeats_ignored > 0
-            # The client that heard from all of them leaves: they go a slice in each turn.
+            # The client that got packets from all of them leaves: they are removed a slice in each
+            # turn.
             await victim.aclose()
             await until(lambda: not router.registry.sent_to)
             assert len(turns) >= 10

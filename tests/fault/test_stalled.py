@@ -1,4 +1,4 @@
-"""Clients that stop reading: they cost others nothing, and memory stays bounded."""
+"""Clients that stop reading: they delay no other client, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def waiting(core: ConnectionContext) -> list[int]:
 async def until_closed(core: ConnectionContext, left: int, bound: float) -> None:
     """Wait until only `left` connections remain."""
     async with asyncio.timeout(bound):
-        while len(core.protocols) > left:  # noqa: ASYNC110 (nobody tells)
+        while len(core.protocols) > left:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.01)
 
 
@@ -97,12 +97,12 @@ async def test_a_stalled_reader_costs_its_sender_and_others_nothing(
             await passes(sender, second)
             (held,) = waiting(core)
             assert held <= SEND_QUEUE_BYTES + 4096  # what TLS adds
-        # A TLS client goes on reading into its own buffers for a moment.
+        # A TLS client still reads into its own buffers for a moment.
         assert before + 44 <= relay.counters.dropped(DropReason.QUEUE_HEAD) <= before + 50
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_stalled_reader_is_closed_and_what_it_missed_counted(
+async def test_a_stalled_reader_is_closed_and_its_lost_packets_counted(
     kind: str, tls: ManualTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, via = way(kind, tls)
@@ -150,7 +150,7 @@ async def test_a_slow_reader_gets_the_newest_packets_whole_and_in_order() -> Non
         assert not waiting(core)
 
 
-# A thousand of them
+# A thousand stalled clients
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def many_files() -> Iterator[None]:
 
 
 async def mute(relay: pyderp.Relay) -> tuple[socket.socket, NodePublic]:
-    """A socket that logged in and is read from no more: it holds no memory of ours."""
+    """A socket that logged in and is no longer read: it holds no memory of this process."""
     loop = asyncio.get_running_loop()
     private = NodePrivate.generate()
     session = ClientSession(private, random=os.urandom, server_key=relay.public_key)
@@ -183,7 +183,7 @@ def resident() -> int:
 
 
 async def chat(first: Client, second: Client, delays: list[float]) -> None:
-    """Packets back and forth for ever; notes how long each round takes."""
+    """Packets back and forth without end; records how long each round takes."""
     while True:
         begin = own_time()
         await passes(first, second)
@@ -197,7 +197,7 @@ async def chat(first: Client, second: Client, delays: list[float]) -> None:
 async def test_a_thousand_stalled_readers_cost_others_nothing_and_memory_is_bounded() -> None:
     count = 1000
 
-    # None is given up before all are full, however long that takes.
+    # None is closed before all are full, however long that takes.
     config = RelayConfig(write_timeout=60.0)
     async with (
         pyderp.Relay(config) as relay,
@@ -211,7 +211,7 @@ async def test_a_thousand_stalled_readers_cost_others_nothing_and_memory_is_boun
             stack.callback(sock.close)
             mutes.append(key)
         async with asyncio.timeout(BOUND):
-            while relay.clients < count + 3:  # noqa: ASYNC110 (nobody tells)
+            while relay.clients < count + 3:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.01)
         before = resident()
         delays: list[float] = []

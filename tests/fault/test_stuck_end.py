@@ -1,7 +1,7 @@
-"""A client that reads nothing ends, and its peers hear of it before anything else happens.
+"""A client that reads nothing ends, and its peers get PeerGone at once.
 
 The relay holds a backlog for it and a write to it is stuck. Every timeout that could end the
-connection later is an hour, so what the peers hear can only come from the client's end itself.
+connection later is an hour, so PeerGone can only come from the client's end itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def say_goodbye(stuck: Peer) -> None:
 
 
 async def half_close(stuck: Peer) -> None:
-    """Close one half of the TCP connection, and say nothing in the layers above."""
+    """Close one half of the TCP connection, without a message in the layers above."""
     stuck.close_half()
 
 
@@ -77,7 +77,7 @@ def protocol_of(relay: pyderp.Relay, key: pyderp.NodePublic) -> RelayProtocol:
 
 
 async def until_gone(client: Client, key: pyderp.NodePublic) -> None:
-    """Wait until a client is told that another one has left."""
+    """Wait until a client gets PeerGone for another one."""
     gone = await client.wait_for(PeerGone)
     assert (gone.peer, gone.reason) == (key, PeerGoneReason.DISCONNECTED)
 
@@ -90,7 +90,7 @@ async def test_the_end_of_a_stuck_client_is_announced_at_once(
     tls: ManualTLS,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both who got packets from it and who watches, while its last bytes still wait."""
+    """To clients that got packets from it and to watchers, while its last bytes still wait."""
     for name in ("CLOSE_TIMEOUT", "LINGER_TIMEOUT"):
         monkeypatch.setattr(f"pyderp.server.conn.protocol.{name}", _HOUR)
     config, via = way("tls1.3" if kind == "tls" else kind, tls)
@@ -126,6 +126,6 @@ async def test_the_end_of_a_stuck_client_is_announced_at_once(
         assert protocol.ended
         reason = ENDS[end]
         assert relay.counters.ends[reason] == 1
-        # After a goodbye, its socket is still there for what the client may yet read.
+        # After an end in order, its socket stays open for what the client may yet read.
         lingers = protocol in relay._running().protocols
         assert lingers == (reason is EndReason.CLIENT_CLOSED)

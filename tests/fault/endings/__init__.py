@@ -1,1 +1,1 @@
-"""Endings of everything that begins: each stage with each cause, and nothing is left of it."""
+"""Ends of everything that begins: each stage with each cause, and nothing is left."""

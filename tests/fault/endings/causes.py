@@ -39,27 +39,27 @@ async def close(_: Place, line: Line) -> None:
 async def reset(_: Place, line: Line) -> None:
     """The client's kernel resets."""
     sock = line.writer.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0:  # the relay may have been faster
+    if sock is not None and sock.fileno() >= 0:  # the relay may have closed first
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await hang_up(line.writer)
 
 
 async def garbage(_: Place, line: Line) -> None:
-    """The client sends what is nothing."""
-    if not line.writer.is_closing():  # the relay may have been faster
+    """The client sends bytes that are no DERP."""
+    if not line.writer.is_closing():  # the relay may have closed first
         line.writer.write(_GARBAGE)
     await hang_up(line.writer)
 
 
 async def garbage_below(_: Place, line: Line) -> None:
-    """The client sends what is no TLS."""
+    """The client sends bytes that are no TLS."""
     with suppress(OSError):
         os.write(line.writer.get_extra_info("socket").fileno(), _GARBAGE)
     await hang_up(line.writer)
 
 
 async def half_close(_: Place, line: Line) -> None:
-    """The client closes its half, and reads on to the end."""
+    """The client closes its half, and reads to the end."""
     with suppress(OSError):
         line.writer.write_eof()
         line.writer.transport.resume_reading()  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ async def goodbye(_: Place, line: Line) -> None:
     line.writer.close()
     with suppress(OSError):
         await line.writer.wait_closed()
-    # asyncio's TLS may have met packets after its own goodbye.
+    # asyncio's TLS may have got packets after its own close alert.
     error = line.reader.exception()
     if error is not None:
         without_frames(error)
@@ -83,7 +83,7 @@ async def goodbye(_: Place, line: Line) -> None:
 
 
 def ended(*ways: How) -> Cause:
-    """The relay ends it, and maybe ends what is still ending."""
+    """The relay ends it, and maybe ends again what is still ending."""
 
     async def cause(place: Place, line: Line) -> None:
         for how in ways:
@@ -101,21 +101,21 @@ async def timed_out(place: Place, line: Line) -> None:
     core = place.relay._running()
     for protocol in list(core.protocols):
         core.timers.cancel(protocol, getattr(protocol, "_slot"))  # noqa: B009 (not in `Served`)
-        # as the wheel, before it calls
+        # as the timer wheel does before it calls
         protocol.on_timer(core.loop.time())
         del protocol
     await hang_up(line.writer)
 
 
 async def revoked(place: Place, line: Line) -> None:
-    """The list of those who may come in loses its key."""
+    """The list of admitted keys loses its key."""
     place.allow(False)
     place.relay.reload()
     await hang_up(line.writer)
 
 
 async def rechecked(place: Place, line: Line) -> None:
-    """The program's function lets it in no longer."""
+    """The program's function no longer admits it."""
     gate = place.parts.admission
     assert gate is not None
     place.asked.says = False
@@ -125,7 +125,7 @@ async def rechecked(place: Place, line: Line) -> None:
 
 
 async def closed_by_the_mesh(place: Place, line: Line) -> None:
-    """Another relay says that its key must go."""
+    """Another relay has its key closed."""
     peer = await connect(place.relay.address, mesh_key=MESH, via=place.via)
     peer.session.close_peer(place.private.public)
     peer.write()
@@ -135,7 +135,7 @@ async def closed_by_the_mesh(place: Place, line: Line) -> None:
 
 
 async def write_timeout(place: Place, line: Line) -> None:
-    """The client takes nothing for too long."""
+    """The client reads nothing for too long."""
     core = place.relay._running()
     for seconds in (_LATE, 2 * _LATE):
         for protocol in list(core.stalled):
@@ -145,7 +145,7 @@ async def write_timeout(place: Place, line: Line) -> None:
 
 
 async def falls_behind(place: Place, line: Line) -> None:
-    """More changes wait for a watcher than may wait."""
+    """More changes wait for a watcher than the limit."""
     backlog = place.connection().backlog
     assert backlog is not None
     backlog.changes.extend([KEEP_ALIVE_FRAME] * 200_000)
@@ -176,12 +176,12 @@ _OF_THE_RELAY: Final = ("now", "graceful", "graceful, then now", "timer")
 
 
 def causes_of(stage: Stage, way: str) -> list[str]:
-    """Those that there can be at a stage, on a way."""
+    """The causes that are possible at a stage, on a transport."""
     in_tls = "tls" in way and stage.above_tls
     if not stage.is_served:
         return [*_OF_THE_CLIENT]
     names = [*_OF_THE_CLIENT, *_OF_THE_RELAY, *stage.also]
-    # asyncio's own TLS, which the client has here, cannot close a half.
+    # asyncio's own TLS, which the client uses here, cannot close a half.
     names.append("garbage below" if in_tls else "half-close")
     # It waits for the relay, which must read.
     if stage.see is None and (in_tls or ("websocket" in way and stage.is_in)):

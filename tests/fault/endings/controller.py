@@ -1,4 +1,4 @@
-"""A server that answers each HTTP request as it is told, in threads, on blocking sockets."""
+"""A server that answers each HTTP request as a test says, in threads, on blocking sockets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Controller:
         self.stop()
 
     def stop(self) -> None:
-        """Take no further connection."""
+        """Accept no further connection."""
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
 

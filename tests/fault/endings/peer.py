@@ -1,6 +1,6 @@
-"""A relay, with a proxy before it if need be, that goes so far and then does one thing.
+"""A relay, behind a proxy if the transport has one, that reaches a stage and then does one thing.
 
-It runs in a thread, on blocking sockets, so that nothing of it is on the event loop whose
+It runs in a thread, on blocking sockets, so that none of its objects is on the event loop whose
 leftovers are counted.
 """
 
@@ -34,7 +34,7 @@ from tests.net.certificates import META, ROOT, Identity, certificate
 
 RELAY: Final = NodePrivate.generate()
 STAGES: Final = ("tcp", "proxy", "tls", "http", "greeting", "login", "idle")
-"""What the peer has reached, in order."""
+"""The stages of the peer, in order."""
 _BOUND: Final = 20.0
 _RESET: Final = struct.pack("ii", 1, 0)
 _GARBAGE: Final = b"\xfe\xff\xff\xff" * 100 + b"\r\n\r\n"
@@ -50,9 +50,9 @@ class Way:
     tls: bool = False
     websocket: bool = False
     proxy: str = ""
-    """`http`, `https` (TLS inside of TLS) or `socks`."""
+    """`http`, `https` (TLS inside TLS) or `socks`."""
     fast: bool = False
-    """The certificate tells the relay's key, so that the login leaves at once."""
+    """The certificate contains the relay's key, so the login leaves at once."""
 
     def stages(self) -> list[str]:
         without = set() if self.proxy else {"proxy"}
@@ -74,7 +74,7 @@ WAYS: Final = (
 
 
 class Identities:
-    """What the peer presents, made once."""
+    """Certificates of the peer, made once."""
 
     def __init__(self) -> None:
         own: Identity = certificate("127.0.0.1", issuer=ROOT)
@@ -83,7 +83,7 @@ class Identities:
 
 
 class Peer:
-    """Listens; each connection goes as far as `stage`, and there `act` has its way.
+    """A listener; each connection goes as far as `stage`, and then `act` is called.
 
     Args:
         act: gets the socket; it is closed afterwards.
@@ -115,7 +115,7 @@ class Peer:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Take no further connection."""
+        """Accept no further connection."""
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
 
@@ -133,7 +133,7 @@ class Peer:
                         self._act(self)
                 self.sock.close()
 
-    # Going on
+    # Stages
 
     def _advance(self) -> bool:
         for stage in self.way.stages():
@@ -155,7 +155,7 @@ class Peer:
             self._head()
 
     def _to_tls(self) -> None:
-        # In a tunnel through TLS, reading it would take it away.
+        # In a tunnel through TLS, a read would take the bytes away.
         if not isinstance(self.sock, ssl.SSLSocket):
             self.sock.recv(1, socket.MSG_PEEK)
 
@@ -219,7 +219,7 @@ class Peer:
             b"Sec-WebSocket-Accept: " + accept + b"\r\nSec-WebSocket-Protocol: derp\r\n\r\n"
         )
 
-    # For what is done at the end
+    # Helpers for the end
 
     @property
     def in_stream(self) -> bool:
@@ -249,7 +249,7 @@ class Peer:
 
 
 class _Inner(socket.socket):
-    """TLS inside of TLS; as much of a socket as is needed here."""
+    """TLS inside TLS; as much of a socket as is needed here."""
 
     def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext) -> None:
         super().__init__(fileno=os.dup(outer.fileno()))
@@ -298,7 +298,7 @@ class _Inner(socket.socket):
         super().close()
 
 
-# What a peer may do
+# Ends by the peer
 
 
 def hang_up(peer: Peer) -> None:
@@ -316,13 +316,13 @@ def garbage(peer: Peer) -> None:
 
 
 def half(peer: Peer) -> None:
-    """The start of what would be right, and the end."""
+    """Send the start of valid bytes, and close."""
     peer.say(pack_server_key(RELAY.public)[:20] if peer.in_stream else b"HTTP/1.1 101 Swi")
     hang_up(peer)
 
 
 def garbage_below(peer: Peer) -> None:
-    """Something that is no TLS."""
+    """Send bytes that are no TLS."""
     os.write(peer.bottom(), _GARBAGE)
     peer.wait()
 
@@ -333,7 +333,7 @@ def alert(peer: Peer) -> None:
 
 
 def refuse(peer: Peer) -> None:
-    """Break the rules of DERP, or be an HTTP server that says no."""
+    """Break the rules of DERP, or refuse as an HTTP server."""
     if peer.in_stream:
         peer.say(frame_header(FrameType.RECV_PACKET, MAX_CLIENT_FRAME + 1))
     else:
@@ -342,13 +342,13 @@ def refuse(peer: Peer) -> None:
 
 
 def refuse_slowly(peer: Peer) -> None:
-    """Say no, and never why."""
+    """Refuse without ever sending the body."""
     peer.sock.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 200\r\n\r\nno")
     hang_up(peer)
 
 
 def packets(peer: Peer) -> None:
-    """Send some packets and then something wrong."""
+    """Send some packets and then an invalid frame."""
     peer.say(pack_received_packet(RELAY.public, b"x" * 1000) * 5)
     refuse(peer)
 
@@ -367,7 +367,7 @@ def restart(peer: Peer) -> None:
 
 
 def say_goodbye(peer: Peer) -> None:
-    """Close in order, as the layer above TCP has it."""
+    """Close in order in the layer above TCP."""
     if peer.way.websocket and peer.in_stream:
         peer.frame(Opcode.CLOSE, b"\x03\xe8")
     elif isinstance(peer.sock, ssl.SSLSocket):
@@ -389,12 +389,12 @@ def say_text(peer: Peer) -> None:
 
 
 def stay(peer: Peer) -> None:
-    """Take what comes, and say nothing."""
+    """Read all bytes, and send nothing."""
     peer.wait()
 
 
 def stall(peer: Peer) -> None:
-    """Take nothing, until the client has closed."""
+    """Read nothing until the client has closed."""
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     gone = threading.Event()
     stalled.add(gone)
@@ -405,7 +405,7 @@ stalled: Final[set[threading.Event]] = set()
 
 
 def actions(way: Way, stage: str) -> list[Callable[[Peer], None]]:
-    """All that the peer may do to end it at a stage."""
+    """All ways in which the peer may end it at a stage."""
     found: list[Callable[[Peer], None]] = [hang_up, reset, garbage]
     in_stream = STAGES.index(stage) >= STAGES.index("greeting")
     in_tls = way.proxy == "https" or (way.tls and STAGES.index(stage) > STAGES.index("tls"))

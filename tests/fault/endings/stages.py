@@ -1,4 +1,4 @@
-"""How far a connection to a relay has come when it ends."""
+"""The stage that a connection to a relay has reached when it ends."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ __all__ = [
 
 MESH: Final = MeshKey(bytes(range(32)))
 BALANCER: Final = "PROXY, "
-"""Begins the ways that lead through a load balancer."""
+"""Prefix of transports through a load balancer."""
 V1: Final = b"PROXY TCP4 192.0.2.7 198.51.100.2 4711 443\r\n"
 _HALF_A_HELLO: Final = b"\x16\x03\x01\x02\x00\x01\x00"
 
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (nobody tells)
+        while not condition():  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
 
 
-class Asked:
-    """A program's function that says who may come in, at once or later."""
+class Decision:
+    """A program's admission function, which answers at once or later."""
 
     def __init__(self) -> None:
         self.says: bool | None = True
@@ -77,28 +77,28 @@ class Asked:
 
 @dataclass
 class Place:
-    """Where a case happens: a relay, and what its settings lead to."""
+    """Where a case happens: a relay and its settings."""
 
     folder: Path
     via: Via
     private: NodePrivate = field(default_factory=NodePrivate.generate)
-    asked: Asked = field(default_factory=Asked)
+    asked: Decision = field(default_factory=Decision)
     controller: Controller | None = None
     config: RelayConfig = field(default_factory=RelayConfig)
     relay: pyderp.Relay = field(init=False)
 
     @property
     def keys(self) -> Path:
-        """The file of those who may come in."""
+        """The file of admitted keys."""
         return self.folder / "keys"
 
     def allow(self, allowed: bool) -> None:
-        """Write `keys`: with this client, or without."""
+        """Write `keys`, with this client or without."""
         self.keys.write_text(f"{self.private.public}\n" if allowed else "")
 
     @property
     def raw(self) -> Via:
-        """As `via`, without TLS."""
+        """The same as `via`, without TLS."""
         return Via(before=self.via.before)
 
     @property
@@ -111,7 +111,7 @@ class Place:
         return sorted(found, key=lambda protocol: protocol.number)
 
     def protocol(self) -> RelayProtocol:
-        """The relay's end, of the connection that came last."""
+        """The relay's end of the latest connection."""
         return self.protocols()[-1]
 
     def connection(self) -> Connection:
@@ -128,7 +128,7 @@ class Line:
     writer: asyncio.StreamWriter
     client: Client | None = None
     others: list[Client] = field(default_factory=list)
-    """Further clients, which hang up last."""
+    """Further clients, which close last."""
 
 
 def line(client: Client, *others: Client) -> Line:
@@ -142,7 +142,7 @@ Reach: TypeAlias = Callable[[Place], Awaitable[Line]]
 
 
 async def silent(place: Place) -> Line:
-    """Connected, after TLS if there is any; nothing was said."""
+    """Connected, after TLS if there is any; no byte was sent."""
     reader, writer = await open_stream(place.relay.address, place.via)
     await until(place.protocols)
     return Line(reader, writer)
@@ -175,7 +175,7 @@ async def answered(place: Place) -> Line:
 
 
 async def streamed(place: Place) -> Line:
-    """In the middle of an answer that never ends by itself."""
+    """In the middle of an answer without an end."""
     reader, writer = await open_stream(place.relay.address, place.via)
     writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
@@ -184,7 +184,7 @@ async def streamed(place: Place) -> Line:
 
 
 async def greeted(place: Place) -> Line:
-    """It knows the relay's key, and has yet to tell its own."""
+    """The client knows the relay's key, and has not sent its own."""
     return line(await start_login(place.relay.address, via=place.via, silent=True))
 
 
@@ -201,7 +201,7 @@ def _unused(protocol: RelayProtocol) -> object:
     return protocol.tail
 
 
-# After it
+# After the login
 
 
 async def logged_in(place: Place) -> Line:
@@ -212,7 +212,7 @@ async def logged_in(place: Place) -> Line:
 
 
 async def in_a_frame(place: Place) -> Line:
-    """In the middle of a packet so large that the relay collects it apart."""
+    """In the middle of a packet so large that the relay collects it in a buffer of its own."""
     client = await connect(place.relay.address, private=place.private, via=place.via)
     client.write_stream(frame_header(FrameType.SEND_PACKET, 60_000) + bytes(20_000))
     await until(lambda: _unused(place.protocol()))
@@ -220,7 +220,7 @@ async def in_a_frame(place: Place) -> Line:
 
 
 async def known_to_others(place: Place) -> Line:
-    """Packets went to and fro, and another connection has its key."""
+    """Packets were exchanged, and another connection has its key."""
     one = await connect(place.relay.address, via=place.via)
     twin = await connect(place.relay.address, private=place.private, via=place.via)
     client = await connect(place.relay.address, private=place.private, via=place.via)
@@ -243,15 +243,15 @@ async def stall(place: Place, mesh_key: MeshKey | None = None) -> Client:
 
 
 async def stalled(place: Place) -> Line:
-    """It does not read; packets wait in the kernel, in the transport and in the queue."""
+    """The client does not read; packets wait in the kernel, in the transport and in the queue."""
     return line(await stall(place))
 
 
 async def watching(place: Place) -> Line:
-    """A mesh peer that does not read, and has yet to get the picture that it asked for."""
+    """A mesh peer that does not read, and has not got the clients that it asked for."""
     client = await stall(place, MESH)
     connection = place.connection()
-    # The kernel may take a little more than it seemed, and the picture with it.
+    # The kernel may take a little more than it seemed, and these messages with it.
     while connection.backlog is None or not connection.backlog.picture_waits:
         client.send(client, bytes(60_000))
         client.session.watch_conns()
@@ -261,11 +261,11 @@ async def watching(place: Place) -> Line:
     return line(client)
 
 
-# Not read from
+# Connections that the relay does not read
 
 
 async def limited(place: Place) -> Line:
-    """It exceeds its rate, and is not read from until that is paid for."""
+    """It exceeds its rate, and is not read until that is paid for."""
     place.relay.reload()  # with what it may send at once, of which the second half is to be left
     client = await connect(place.relay.address, private=place.private, via=place.via)
     _exceed(client)
@@ -276,7 +276,7 @@ async def limited(place: Place) -> Line:
 
 
 async def held(place: Place) -> Line:
-    """What it sent waits until another connection of its key has paid."""
+    """Its bytes wait until another connection of its key has paid."""
     other = (await limited(place)).client
     assert other is not None
     client = await connect(place.relay.address, private=place.private, via=place.via)
@@ -293,12 +293,12 @@ def _exceed(client: Client) -> None:
 
 
 async def reread(place: Place) -> None:
-    """The operator has the limits read again: all begin anew, and are read from."""
+    """The limits are read again: all buckets are full, and all connections are read."""
     place.relay.reload()
 
 
-async def being_asked_about(place: Place) -> Line:
-    """The program's function has yet to say whether it may come in."""
+async def awaiting_the_function(place: Place) -> Line:
+    """The program's function has not answered yet."""
     place.asked.says = None
     place.allow(True)
     place.relay.reload()
@@ -307,16 +307,16 @@ async def being_asked_about(place: Place) -> Line:
     return line(client)
 
 
-async def let_in(place: Place) -> None:
+async def admitted(place: Place) -> None:
     place.asked.answer(True)
 
 
-async def kept_out(place: Place) -> None:
+async def not_admitted(place: Place) -> None:
     place.asked.answer(False)
 
 
-async def taken_off(place: Place) -> None:
-    """The list lost it meanwhile."""
+async def removed_from_list(place: Place) -> None:
+    """The list has lost its key meanwhile."""
     place.allow(False)
     place.relay.reload()
     place.asked.answer(True)
@@ -325,12 +325,12 @@ async def taken_off(place: Place) -> None:
 async def never_answered(place: Place) -> None:
     core = place.relay._running()
     for protocol in place.protocols():
-        core.timers.cancel(protocol, protocol._slot)  # as the wheel, before it calls
+        core.timers.cancel(protocol, protocol._slot)  # as the timer wheel does before it calls
         protocol.on_timer(core.loop.time())
 
 
-async def being_asked_by_http(place: Place) -> Line:
-    """The controller has yet to say whether it may come in."""
+async def awaiting_the_controller(place: Place) -> Line:
+    """The controller has not answered yet."""
     gate = place.parts.admission
     assert gate is not None
     before = gate.counters.queries
@@ -339,11 +339,11 @@ async def being_asked_by_http(place: Place) -> Line:
     return line(client)
 
 
-# Already on its way out
+# Connections that are ending
 
 
 async def refused(place: Place) -> Line:
-    """Kept out; the relay has closed its half, and waits for the client's."""
+    """Not admitted; the relay has closed its half, and waits for the client's."""
     client = await start_login(place.relay.address, via=place.via)
     await drained(client.reader)
     return line(client)
@@ -363,11 +363,11 @@ async def leaving_late(place: Place) -> Line:
     return reached
 
 
-# At the door
+# At accept
 
 
 async def before_the_header(place: Place) -> Line:
-    """It came without a PROXY header, so far."""
+    """It has not sent a PROXY header yet."""
     reader, writer = await open_stream(place.relay.address)
     await until(lambda: place.relay._running().protocols)
     return Line(reader, writer)
@@ -385,8 +385,8 @@ async def in_the_header(place: Place) -> Line:
     return Line(reader, writer)
 
 
-async def from_a_stranger(place: Place) -> Line:
-    """No trusted proxy, and so refused before it says a word."""
+async def from_an_untrusted_proxy(place: Place) -> Line:
+    """Not from a trusted proxy, and so closed before it sends a byte."""
     reader, writer = await open_stream(place.relay.address, place.raw)
     await drained(reader)
     return Line(reader, writer)
@@ -426,25 +426,25 @@ OPEN: Final = ("plain", "websocket")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage, and which causes there can be."""
+    """A stage, and the causes that are possible at it."""
 
     reach: Reach
     settings: Callable[[Place], dict[str, Any]] = lambda _: {}
     ways: Sequence[str] = EVERY
     see: Callable[[Place], Awaitable[None]] | None = None
-    """Afterwards: something without which the relay does not see that the client has gone."""
+    """Called afterwards, if the relay needs it to notice the client's end."""
     is_in: bool = False
     """Logged in, to a relay with a mesh key."""
     is_listed: bool = False
-    """By a list of keys, too."""
+    """The relay admits by a list of keys as well."""
     above_tls: bool = True
     """TLS goes on below it, if there is any."""
     rereads: bool = False
     """Files are read again."""
     controlled: bool = False
-    """Somebody is asked by HTTP."""
+    """A controller is asked over HTTP."""
     also: Sequence[str] = ()
-    """Causes that there are only here."""
+    """Causes that are possible at this stage only."""
     is_served: bool = True
     """The relay keeps it, so there is something to end."""
 
@@ -503,13 +503,13 @@ def trusting_loopback() -> dict[str, Any]:
 IN: Final[dict[str, Any]] = {"settings": _listed, "is_in": True, "is_listed": True}
 RATED: Final[dict[str, Any]] = {**IN, "settings": _rated, "see": reread, "rereads": True}
 ASKED: Final[dict[str, Any]] = {
-    "reach": being_asked_about,
+    "reach": awaiting_the_function,
     "settings": _asking,
     "rereads": True,
 }
 BELOW: Final[dict[str, Any]] = {"above_tls": False}
 TWO: Final = ("plain", "websocket over tls")
-DOOR: Final[dict[str, Any]] = {"ways": ("plain", BALANCER + "plain"), "is_served": False}
+ACCEPT: Final[dict[str, Any]] = {"ways": ("plain", BALANCER + "plain"), "is_served": False}
 BEHIND: Final = (BALANCER + "plain",)
 
 STAGES: Final = {
@@ -536,12 +536,12 @@ STAGES: Final = {
     ),
     "limited": Stage(reach=limited, ways=SOME, **RATED),
     "held": Stage(reach=held, ways=TWO, **RATED),
-    "asked, let in": Stage(see=let_in, ways=SOME, **ASKED),
-    "asked, kept out": Stage(see=kept_out, ways=TWO, **ASKED),
-    "asked, taken off": Stage(see=taken_off, ways=TWO, **ASKED),
+    "asked, admitted": Stage(see=admitted, ways=SOME, **ASKED),
+    "asked, not admitted": Stage(see=not_admitted, ways=TWO, **ASKED),
+    "asked, removed": Stage(see=removed_from_list, ways=TWO, **ASKED),
     "asked, no answer": Stage(see=never_answered, ways=SOME, **ASKED),
     "asked by HTTP": Stage(
-        reach=being_asked_by_http,
+        reach=awaiting_the_controller,
         settings=_asking_by_http,
         ways=TWO,
         see=never_answered,
@@ -552,7 +552,9 @@ STAGES: Final = {
     "leaving late": Stage(reach=leaving_late, ways=OPEN, settings=_listed),
     "before the header": Stage(reach=before_the_header, ways=BEHIND),
     "in the header": Stage(reach=in_the_header, ways=BEHIND),
-    "from a stranger": Stage(reach=from_a_stranger, settings=_distrusting, **DOOR),
-    "too fast": Stage(reach=too_fast, settings=_hurried, **DOOR),
-    "one too many": Stage(reach=one_too_many, **DOOR),
+    "from an untrusted proxy": Stage(
+        reach=from_an_untrusted_proxy, settings=_distrusting, **ACCEPT
+    ),
+    "too fast": Stage(reach=too_fast, settings=_hurried, **ACCEPT),
+    "one too many": Stage(reach=one_too_many, **ACCEPT),
 }

@@ -1,4 +1,4 @@
-"""An exchange with a certificate authority leaves nothing, whatever the authority answers."""
+"""An exchange with a certificate authority leaves nothing, with any answer of the authority."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.certificates import write_pair
 Ask: TypeAlias = Callable[[Session, bytes], object]
 
 _LIBRARIES: Final = ("acme", "josepy", "json", "requests", "urllib3")
-"""They leave cycles of their own, in which nothing of ours may be."""
+"""They leave cycles of their own, in which no object of pyderp may be."""
 
 
 def says(status: int, body: bytes, **headers: str) -> Callable[[Quiet], None]:
@@ -67,7 +67,7 @@ def one_exchange(folder: Path, port: int, ask: Ask, *, stopped: bool) -> None:
 
 @pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("ask", ASKS)
-@pytest.mark.parametrize("answer", [*ANSWERS, "stopped", "nobody"])
+@pytest.mark.parametrize("answer", [*ANSWERS, "stopped", "no server"])
 async def test_nothing_is_left_of_an_exchange(tmp_path: Path, ask: str, answer: str) -> None:
     write_pair(tmp_path, NAME)
     does = ANSWERS.get(answer, says_nothing)
@@ -81,4 +81,4 @@ async def test_nothing_is_left_of_an_exchange(tmp_path: Path, ask: str, answer: 
             one()
 
     with serving(tmp_path, type("Answering", (Quiet,), {"do_GET": does})) as port:
-        await main(1 if answer == "nobody" else port)
+        await main(1 if answer == "no server" else port)

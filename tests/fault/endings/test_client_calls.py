@@ -1,4 +1,4 @@
-"""What else a client is made of: names, regions, a program's own functions and streams, watches."""
+"""Other parts of a client: names, regions, functions and streams of a program, watches."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ PLAIN: Final = WAYS[0]
 TLS: Final = WAYS[1]
 
 
-class NobodyExpects(Exception):
-    """What a program's own function may raise."""
+class UnexpectedError(Exception):
+    """An error that a program's own function may raise."""
 
 
 @functools.cache
@@ -58,18 +58,18 @@ async def peer_at(
         yield peer
     finally:
         peer.stop()
-        while not peer.over:  # noqa: ASYNC110 (a thread tells nobody)
+        while not peer.over:  # noqa: ASYNC110 (a thread has no event)
             await asyncio.sleep(0.001)
 
 
 async def fails(call: Awaitable[object]) -> None:
-    """It ends with an error, which nobody keeps."""
-    with contextlib.suppress(DerpError, OSError, NobodyExpects):
+    """The call ends with an error, which is not kept."""
+    with contextlib.suppress(DerpError, OSError, UnexpectedError):
         await call
 
 
 async def cancelled(call: Awaitable[Any]) -> None:
-    """It begins, and is cancelled."""
+    """The call begins, and is cancelled."""
     task = asyncio.ensure_future(call)
     for _ in range(5):
         await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def no_answer(_: str, __: socket.AddressFamily) -> list[IPAddress]:
 
 
 async def bad_names(_: str, __: socket.AddressFamily) -> list[IPAddress]:
-    raise NobodyExpects("a bug in the resolver")
+    raise UnexpectedError("a bug in the resolver")
 
 
 async def closed_ports(_: str, __: socket.AddressFamily) -> list[IPAddress]:
@@ -189,7 +189,7 @@ async def no_region() -> None:
 
 async def get_region_raises() -> None:
     def get_region() -> DERPRegion:
-        raise NobodyExpects("a bug in the program")
+        raise UnexpectedError("a bug in the program")
 
     async with for_region(get_region) as client:
         await fails(client.connect())
@@ -210,7 +210,7 @@ async def only_tls() -> None:
 
 async def dialer_raises() -> None:
     async def dialer(_: str, __: int) -> socket.socket:
-        raise NobodyExpects("a bug in the program")
+        raise UnexpectedError("a bug in the program")
 
     async with unreachable(dialer=dialer) as client:
         await fails(client.connect())
@@ -241,16 +241,16 @@ async def scope_raises() -> None:
     @contextlib.asynccontextmanager
     async def scope() -> AsyncIterator[None]:
         yield
-        raise NobodyExpects("a bug in the program")
+        raise UnexpectedError("a bug in the program")
 
-    # Not by the system, whose thread may take longer than the client waits for it.
+    # Without the system's resolver, whose thread may take longer than the client waits for it.
     cache = DNSCache(resolver=no_name)
     async with unreachable(connect_scope=scope, dns_cache=cache) as client:
         await fails(client.send(DST, b"x"))
 
 
 class OwnStream:
-    """A byte stream of the program's, that fails in one of its methods."""
+    """A byte stream of the program that fails in one of its methods."""
 
     def __init__(self, fails_in: str, inner: socket.socket) -> None:
         self._fails_in = fails_in
@@ -258,7 +258,7 @@ class OwnStream:
 
     def _maybe(self, where: str) -> None:
         if where == self._fails_in:
-            raise NobodyExpects(f"a bug in {where}")
+            raise UnexpectedError(f"a bug in {where}")
 
     async def receive(self, max_bytes: int = 65536, /) -> bytes:
         data = await asyncio.get_running_loop().sock_recv(self._inner, max_bytes)
@@ -297,7 +297,7 @@ def own_stream(fails_in: str) -> Ending:
 
 def given(kind: str) -> Ending:
     async def end() -> None:
-        # As soon as it is there: on such a stream the client speaks no HTTP.
+        # As soon as it exists: on such a stream the client speaks no HTTP.
         async with peer_at("tcp", peers.hang_up) as peer:
             stream: Any = socket.create_connection(("127.0.0.1", peer.port))
             if kind == "streams":
@@ -317,13 +317,13 @@ async def reconnects() -> None:
         client = Client.for_url(
             f"http://127.0.0.1:{peer.port}/derp", config=ClientConfig(network=NetworkSettings())
         )
-        # It notes the relay's key, and the last refusal.
+        # The client keeps the relay's key, and the last refusal.
         kept = ("pyderp.keys.NodePublic", "pyderp.errors.LoginRefused")
         async with client, none_left(but=kept):
             for _ in range(3):
                 await fails(receive(client, asyncio.Event()))
                 await fails(client.send(DST, b"x"))
-            # Closed here, or the last connection would be left.
+            # Closed here, otherwise the last connection would be left.
             await fails(receive(client, asyncio.Event()))
 
 
@@ -355,7 +355,7 @@ async def watches() -> None:
                 retry=0.001,
             )
         )
-        while len(errors) < 3:  # noqa: ASYNC110 (nobody tells)
+        while len(errors) < 3:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
         await client.aclose()
         await task
@@ -434,14 +434,14 @@ ENDINGS: Final[dict[str, Ending]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-async def test_nothing_is_left(name: str) -> None:
+async def test_a_call_leaves_nothing(name: str) -> None:
     await ENDINGS[name]()
     async with none_left():
         await ENDINGS[name]()
 
 
 def test_nothing_is_left_of_a_loop_that_ends_in_the_middle() -> None:
-    """All tasks are cancelled by whoever runs the loop."""
+    """`asyncio.run` cancels all tasks."""
 
     async def abandon(port: int) -> None:
         client = Client.for_url(
@@ -469,7 +469,7 @@ def test_nothing_is_left_of_a_loop_that_ends_in_the_middle() -> None:
             asyncio.run(abandon(peer.port))
             gone = peer.sock
             while gone is peer.sock and gone.fileno() >= 0:
-                time.sleep(0.001)  # until its thread has let go of the connection
+                time.sleep(0.001)  # until its thread has dropped the connection
             del gone
     finally:
         peer.stop()

@@ -1,4 +1,4 @@
-"""A client's connection: it gets to each stage, by each way, and ends there for each reason."""
+"""A client's connection reaches each stage, over each transport, and ends there for each reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .peer import WAYS, Identities, Peer, Way, actions
 
 Act: TypeAlias = Callable[[Peer], None]
 Use: TypeAlias = Callable[[Client, asyncio.Event], Awaitable[None]]
-"""What the program does with a client; is told when the peer has come to the stage."""
+"""A use of a client; the event is set when the peer has reached the stage."""
 
 BOUND: Final = 20.0
 SHORT: Final = 0.1
@@ -59,7 +59,7 @@ async def one_ending(
     contexts: Identities,
     change: Callable[[ClientConfig], ClientConfig] = lambda c: c,
 ) -> None:
-    """From nothing to nothing: a peer, a client, and what is done with it."""
+    """From nothing to nothing: a peer, a client, and how it is used."""
     loop = asyncio.get_running_loop()
     reached = asyncio.Event()
     peer = Peer(
@@ -83,11 +83,11 @@ async def one_ending(
         for gone in list(peers.stalled):
             gone.set()
         peers.stalled.clear()
-        while not peer.over:  # noqa: ASYNC110 (a thread tells nobody)
+        while not peer.over:  # noqa: ASYNC110 (a thread has no event)
             await asyncio.sleep(0.001)
 
 
-# What the program does
+# Uses by the program
 
 
 async def receive(client: Client, _: asyncio.Event) -> None:
@@ -124,10 +124,10 @@ async def quietly(call: Awaitable[object]) -> None:
 
 @contextlib.asynccontextmanager
 async def under_way(client: Client, reached: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
-    """A task that uses the client, once the peer has come to the stage."""
+    """A task that uses the client, once the peer has reached the stage."""
     task = asyncio.create_task(everything(client, reached))
     there = asyncio.create_task(reached.wait())
-    # On a busy machine a short time may be up before the peer is there.
+    # On a busy machine a short time may pass before the peer has reached it.
     await asyncio.wait([task, there], return_when=asyncio.FIRST_COMPLETED)
     await cancel_and_wait([there])
     yield task
@@ -189,7 +189,9 @@ each, for one has half a minute, also on a busy machine."""
 @pytest.mark.parametrize(
     ("way", "stage", "use"), USED, ids=[f"{w.name}-{s}-{u.__name__}" for w, s, u in USED]
 )
-async def test_the_peer_ends_it(way: Way, stage: str, use: Use, contexts: Identities) -> None:
+async def test_nothing_is_left_when_the_peer_ends_it(
+    way: Way, stage: str, use: Use, contexts: Identities
+) -> None:
     await one_ending(way, stage, peers.hang_up, receive, contexts=contexts)
     for act in actions(way, stage):
         async with none_left():
@@ -197,7 +199,9 @@ async def test_the_peer_ends_it(way: Way, stage: str, use: Use, contexts: Identi
 
 
 @pytest.mark.parametrize(("way", "stage"), PLACES, ids=[f"{w.name}-{s}" for w, s in PLACES])
-async def test_the_client_ends_it(way: Way, stage: str, contexts: Identities) -> None:
+async def test_nothing_is_left_when_the_client_ends_it(
+    way: Way, stage: str, contexts: Identities
+) -> None:
     await one_ending(way, stage, peers.hang_up, receive, contexts=contexts)
     for cause, (act, use) in CAUSES_OF_OURS.items():
         if act is not peers.stay and stage != "idle":

@@ -1,6 +1,7 @@
-"""A relay's connection leaves nothing, wherever it ends and why.
+"""A relay's connection leaves nothing, at any stage and for any cause.
 
-A stage at which it ends, a cause and a way make a case; the collector is off, so a cycle shows.
+A stage at which it ends, a cause and a transport make a case. The collector is off, so a cycle
+shows.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _READ_AGAIN: Final = (
     "pyderp.relay.limits.RateConfig",
     "pyderp.relay.limits.RateLimit",
 )
-"""What takes the place of settings that were read before, and what a limit remembers."""
+"""Objects that replace earlier settings, and those that a limit keeps."""
 _LIBRARIES: Final = ("aiohttp",)
 """It leaves a cycle for each connection that the server closed."""
 
 
 def loops(way: str) -> tuple[str, ...]:
-    """Where the loops differ is below TLS and websockets, so for these one of them has to do."""
+    """The loops differ below TLS and websockets, so these need only one loop."""
     if way.endswith("plain"):
         return _LOOPS
     return ("asyncio",) if way.endswith(("tls1.2", "websocket")) else ("uvloop",)
@@ -58,7 +59,7 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
 
 @pytest.fixture
 def place(tmp_path: Path, tls: ManualTLS) -> Iterator[MakePlace]:
-    """Makes the place for a stage on a way."""
+    """Makes the place for a stage on a transport."""
     made: list[Place] = []
 
     def make(stage: str, way: str) -> Place:

@@ -1,4 +1,4 @@
-"""What a relay runs besides connections: it starts, works or fails, and is stopped."""
+"""Other services of a relay: each starts, works or fails, and is stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Ending: TypeAlias = Callable[[], Awaitable[None]]
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (nobody tells)
+        while not condition():  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.001)
 
 
@@ -88,7 +88,7 @@ async def gate(**settings: Any) -> AsyncIterator[Gate]:
 
 
 async def ask(made: Gate, expected: int) -> None:
-    """All ways that a question ends, while rechecks go on."""
+    """All ends of a question, while rechecks go on."""
     await asyncio.gather(*(made.ask(identity(n % 2)) for n in range(4)))
     task = asyncio.create_task(made.ask(identity(7)))
     await asyncio.sleep(0)
@@ -136,7 +136,7 @@ def by_function(decide: Any) -> Ending:
     return end
 
 
-def says_no(*_: object) -> bool:
+def refuses_key(*_: object) -> bool:
     return False
 
 
@@ -149,7 +149,7 @@ async def raises_later(*_: object) -> bool:
     raise ValueError("a bug in the program")
 
 
-async def never_says(*_: object) -> bool:
+async def never_answers(*_: object) -> bool:
     await asyncio.get_running_loop().create_future()
     return True
 
@@ -262,7 +262,7 @@ ENDINGS: Final[dict[str, Ending]] = {
     **{f"tailscaled: {name}": by_tailscaled(*reply) for name, reply in REPLIES.items()},
     **{
         f"function: {decide.__name__}": by_function(decide)
-        for decide in (says_no, raises, raises_later, never_says)
+        for decide in (refuses_key, raises, raises_later, never_answers)
     },
     **{f"bootstrap: {r.__name__}": by_bootstrap(r) for r in RESOLVERS},
     **{
@@ -286,7 +286,7 @@ ENDINGS: Final[dict[str, Ending]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-async def test_nothing_is_left(name: str) -> None:
+async def test_a_service_leaves_nothing(name: str) -> None:
     await ENDINGS[name]()
     # aiohttp leaves a cycle for each connection that the server closed, and json for each text
     # that it indents.

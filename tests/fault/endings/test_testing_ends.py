@@ -1,4 +1,4 @@
-"""The test kit's relay leaves nothing of a connection, wherever it ends and why."""
+"""The test kit's relay leaves nothing of a connection, at any stage and for any cause."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def logged_in(relay: FaultyRelay, via: Via) -> Line:
 
 
 async def late(relay: FaultyRelay, via: Via) -> Line:
-    """What it sends is still on its way."""
+    """Its packet is still on its way."""
     reached = await logged_in(relay, via)
     relay.latency = 0.05
     assert reached.client is not None

@@ -1,4 +1,4 @@
-"""A whole relay that was stopped leaves nothing, with all its parts on."""
+"""A stopped relay leaves nothing, with all its parts in use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A stream over a websocket of the websockets library: nothing of the stream is left.
 
-The library's own connection is a cycle as long as it lives; it is the program's, not ours.
+The library's own connection is a cycle as long as it lives, and belongs to the program.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ async def one_ending(role: Role, act: Act, use: Use) -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
-async def test_nothing_is_left(role: Role) -> None:
+async def test_a_stream_leaves_nothing(role: Role) -> None:
     await one_ending(role, ACTS["closes"], read_all)
     for act in ACTS.values():
         for use in USES.values():

@@ -1,1 +1,1 @@
-"""The sums: what clients sent, what the relay counted, and what clients got must agree."""
+"""The sums: packets that clients sent, that the relay counted, and that clients got must agree."""

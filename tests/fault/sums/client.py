@@ -1,9 +1,9 @@
-"""A client in a process of its own, so that it can be stopped: it receives until it is told to go.
+"""A client in its own process, so that it can be stopped: it receives until its input ends.
 
     python -m tests.fault.sums.client KIND PORT RANDOM
 
-Its key is made of 32 random bytes, in hex. It says `ready` once it is logged in, leaves when its
-standard input ends, and says then what it got, as JSON.
+Its key is made of 32 random bytes, in hex. It prints `ready` once it is logged in, leaves when its
+standard input ends, and then prints what it got, as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long the runs are, what they are made from, and on which relays."""
+"""Length, seed and relays of the runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .relays import counted_relay
 from .run import Run
 
 SECONDS: Final = float(os.environ.get("PYDERP_SUMS_SECONDS", "0"))
-"""Traffic of each run goes on for so long; 0: a few rounds."""
+"""Seconds of traffic in each run; 0: a few rounds."""
 _SEED: Final = os.environ.get("PYDERP_SUMS_SEED", "")
 _BOUND: Final = 50.0
 
@@ -62,7 +62,7 @@ def way(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture
 def sums(way: tuple[str, str], tmp_path: Path) -> Sums:
-    """Run a scenario with a relay of its own; what is printed is shown if it fails."""
+    """Run a scenario with its own relay; the output is shown if it fails."""
     kind, loop = way
 
     def go(

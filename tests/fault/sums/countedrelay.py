@@ -1,6 +1,6 @@
 """`pyderp relay`, which writes its counters to the file `SUMS_COUNTERS` once it has stopped.
 
-No page can be asked for them any more by then.
+By then it serves no page that has them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyderp.relay.counters import KINDS, Counters, DropReason
 
 
 def totals(counters: Counters) -> dict[str, object]:
-    """What `/debug/vars` has of packets, under the same names."""
+    """The packet counters of `/debug/vars`, under the same names."""
     found: dict[str, object] = {
         name: getattr(counters, name)
         for name in (
@@ -43,7 +43,7 @@ def totals(counters: Counters) -> dict[str, object]:
 
 
 class LateTurns:
-    """Counts the turns of the loop after a moment: what is late by turns is late on any machine.
+    """Counts the turns of the loop after a moment: turns do not depend on the machine's speed.
 
     Args:
         deadline: the moment, on the loop's clock.
@@ -79,7 +79,7 @@ async def _aclose_and_tell(self: pyderp.Relay, *, drain: float | None = None) ->
     }
     found["ends"] = {reason.value: count for reason, count in self.counters.ends.items()}
     text = json.dumps(found)
-    Path(os.environ["SUMS_COUNTERS"]).write_text(text)  # noqa: ASYNC240 (nobody waits any more)
+    Path(os.environ["SUMS_COUNTERS"]).write_text(text)  # noqa: ASYNC240 (no task waits any more)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What no client may send, in each place where bytes have a form."""
+"""Bytes that no client may send, in each place where bytes have a form."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _TLS: Final = ("tls", "websocket over tls")
 
 @dataclass(frozen=True)
 class Junk:
-    """One kind of junk of a client that is logged in.
+    """One kind of junk from a client that is logged in.
 
     Attributes:
         data: makes it.
-        kinds: the ways to a relay where it can be sent.
-        below: it stands where the websocket does.
-        on_socket: it stands where TLS does.
+        kinds: the transports on which it can be sent.
+        below: it is sent in place of websocket frames.
+        on_socket: it is sent in place of TLS records.
         hangs_up: the relay waits for more; the client closes.
     """
 
@@ -58,10 +58,10 @@ JUNK: Final = (
     Junk(lambda rng: _frame(FrameType.SEND_PACKET, 5, rng.randbytes(5))),
     Junk(lambda rng: _frame(FrameType.SEND_PACKET, MAX_PACKET_SIZE + 33, rng.randbytes(500))),
     Junk(lambda rng: _frame(FrameType.PING, 5, rng.randbytes(5))),
-    # What needs the mesh key.
+    # Frames that need the mesh key.
     Junk(lambda rng: _frame(FrameType.FORWARD_PACKET, 100, rng.randbytes(100))),
     Junk(lambda rng: _frame(FrameType.WATCH_CONNS, 0, b"")),
-    # Half frames: of a packet, and of a type that nobody knows.
+    # Half frames: of a packet, and of an unknown type.
     Junk(lambda rng: _frame(FrameType.SEND_PACKET, 30_000, rng.randbytes(9000)), hangs_up=True),
     Junk(lambda rng: _frame(0x7F, 30_000, rng.randbytes(9000)), hangs_up=True),
     Junk(lambda rng: b"\x04\0", hangs_up=True),

@@ -1,4 +1,4 @@
-"""Packets that say who sent them, to whom, and which one they are; and the ledger of them.
+"""Packets that contain their sender, destination and number; and the ledger of them.
 
 The content of a packet follows from its head, so a single wrong byte shows.
 """
@@ -51,7 +51,7 @@ class Stamp:
 
     @classmethod
     def read(cls, packet: bytes) -> Stamp | None:
-        """The stamp of a packet; `None` if any byte of it is not as it was sent."""
+        """The stamp of a packet; `None` if any byte of it has changed."""
         if len(packet) < HEAD_SIZE:
             return None
         magic, sender, source, destination, number, size = _HEAD.unpack_from(packet)
@@ -124,7 +124,7 @@ class Ledger:
         self.delivered.add(len(packet))
         stamp = Stamp.read(packet)
         if stamp is None:
-            self.problem(f"connection {receiver}: {len(packet)} bytes nobody sent: {packet[:90]!r}")
+            self.problem(f"connection {receiver}: {len(packet)} bytes of no client: {packet[:90]!r}")
             return None
         self.delivered_disco += stamp.disco
         where = f"connection {receiver}: {stamp.sender} → {receiver}, number {stamp.number}"
@@ -145,13 +145,13 @@ class Ledger:
         if stamp.number <= last:
             self.problem(f"{where}: after number {last}")
         if stamp.destination in self.shared_keys:
-            # Each of the key's connections gets some: in order, and none twice.
+            # Each of the key's connections gets some packets: in order, and none twice.
             seen = self._seen.setdefault((stamp.sender, stamp.destination, stamp.disco), set())
             if stamp.number in seen:
                 self.problem(f"{where}: a second time")
             seen.add(stamp.number)
 
     def problem(self, text: str) -> None:
-        """Note what no relay may do."""
+        """Record something that no relay may do."""
         if len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(text)

@@ -1,4 +1,4 @@
-"""A client on a raw socket: it reads when it is told to, and ends in the way it is told to."""
+"""A client on a raw socket that reads and ends as a test says."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ class Peer:
                 wait.cancel()
 
     def stop_reading(self) -> None:
-        """Leave what comes with the kernel."""
+        """Leave new bytes in the kernel."""
         self._may_read.clear()
 
     def read_slowly(self, rate: float, at_once: int) -> None:
-        """Read so many bytes a second, some at once."""
+        """Read this many bytes a second, some of them at once."""
         self._read_size = at_once
         self._read_pause = at_once / rate
 
@@ -134,22 +134,22 @@ class Peer:
         self._may_read.set()
 
     async def leave(self) -> None:
-        """Send no more, say so, and read to the end."""
+        """Send no more, close in order, and read to the end."""
         await self.say_goodbye()
         await self.until_end()
         if self.end == "eof":
-            # Nobody but us ended it, so the relay read all that stood before our goodbye.
+            # Only this client ended it, so the relay read all bytes before the end.
             self._count_arrived(self.sent)
 
     async def say_goodbye(self) -> None:
-        """Tell the relay that nothing more will come, in the way that the kind has."""
+        """Close in order, in the way of the transport."""
         async with self._writing:
             await self._write(self.stack.close())
         if self.kind == "plain":
             self.close_half()
 
     def close_half(self) -> None:
-        """Have the kernel say that nothing more will come."""
+        """Close the sending half of the TCP connection."""
         if not self.end:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -194,7 +194,7 @@ class Peer:
     # Out
 
     async def send(self, destination: NodePublic, size: int, *, disco: bool = False) -> bool:
-        """Send one packet; gives whether all of it was taken by the kernel."""
+        """Send one packet; returns whether the kernel took all of it."""
         return await self.send_run(destination, [size], disco=disco)
 
     async def send_run(
@@ -223,7 +223,7 @@ class Peer:
             await self._write(self.stack.take())
 
     async def ping(self) -> bool:
-        """Wait until the relay has acted on all that was sent before; gives whether it has."""
+        """Wait until the relay has acted on all that was sent before; returns whether it has."""
         data = os.urandom(8)
         answered = self._pongs[data] = asyncio.get_running_loop().create_future()
         async with self._writing:
@@ -245,7 +245,7 @@ class Peer:
         self._arrived = sent
 
     async def _write(self, data: bytes) -> bool:
-        """Write; gives whether the kernel took all. Why not, the reader finds out."""
+        """Write; returns whether the kernel took all. The reader finds out why not."""
         if not data or self.end:
             return False
         try:
@@ -266,8 +266,8 @@ class Peer:
         return self._write_rest.exception() is None
 
     def _note_reset(self, error: BaseException | None) -> None:
-        # The kernel tells of a reset once: the reader would only see an end then. A reset
-        # behind the relay's FIN is another error, and takes nothing away.
+        # The kernel reports a reset once: the reader would only see an end then. A reset
+        # after the relay's FIN is another error, and loses nothing.
         self._was_reset |= isinstance(error, ConnectionResetError)
 
     # In
@@ -291,7 +291,7 @@ class Peer:
                 if self._read_pause:
                     await asyncio.sleep(self._read_pause)
         except OSError as e:
-            # ssl.SSLError is one, too.
+            # ssl.SSLError is one as well.
             self._fail(e, lost=self.spoilt or not isinstance(e, ssl.SSLError))
         except RemoteProtocolError as e:
             self._fail(e, lost=self.spoilt)

@@ -1,4 +1,4 @@
-"""A relay in a process of its own, and what it counts."""
+"""A relay in its own process, and its counters."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ROOT: Final = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Stop:
-    """How a relay stopped, by what its own process noted.
+    """How a relay stopped, as its own process recorded it.
 
     Attributes:
-        signalled: when its log says that the signal came.
+        signalled: when its log has the signal.
         deadline: when it meant to be done; both in seconds since the epoch.
         late_turns: turns of its loop after that.
         late_seconds: seconds after that.
-        ends: connections that ended, by why.
+        ends: connections that ended, by reason.
     """
 
     signalled: float
@@ -51,7 +51,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Totals:
-    """What a relay has counted so far."""
+    """The counters of a relay so far."""
 
     received: int
     bytes_received: int
@@ -81,7 +81,7 @@ class Totals:
 
     @property
     def unaccounted(self) -> int:
-        """Packets that were taken in, and neither given out nor dropped."""
+        """Packets that were received, and neither sent nor dropped."""
         taken = self.received + self.forwarded_in
         return taken - self.sent - self.forwarded_out - sum(self.dropped.values())
 
@@ -95,7 +95,7 @@ class Totals:
 
 
 class CountedRelay:
-    """`pyderp relay` in a process of its own.
+    """`pyderp relay` in its own process.
 
     Args:
         kind: how clients reach it.
@@ -157,7 +157,7 @@ class CountedRelay:
         self.popen.send_signal(number)
 
     async def ends(self) -> Totals:
-        """Wait until it has ended; gives what it counted."""
+        """Wait until it has ended; returns its counters."""
         code = await asyncio.to_thread(self.popen.wait, 2 * BOUND)
         assert code == 0, f"ended with {code}\n{self.text()}"
         derp = self._at_the_end()
@@ -192,7 +192,7 @@ class CountedRelay:
         return found
 
     async def totals(self) -> Totals:
-        """What it has counted so far."""
+        """Its counters so far."""
         top = await self.variables()
         return Totals.of(top["derp"], top["derp_packets_dropped"], top["derp_bytes_dropped"])
 
@@ -202,14 +202,14 @@ class CountedRelay:
         return int(top["derp"]["gauge_current_connections"])
 
     def check_log(self) -> None:
-        """Fail if it had an error that it did not foresee."""
+        """Fail if it logged an unexpected error."""
         text = self.text()
         assert "Traceback" not in text, text[-4000:]
         assert "never retrieved" not in text, text[-4000:]
 
 
 def port_of(log: str) -> int:
-    """Where a relay listens, by its log."""
+    """The port on which a relay listens, from its log."""
     return int(log.partition("INFO listening on ")[2].partition(",")[0].rpartition(":")[2])
 
 
@@ -225,7 +225,7 @@ def counted_relay(
         yield relay
         relay.check_log()
     finally:
-        # A stopped process takes no other signal.
+        # A stopped process handles no other signal.
         with contextlib.suppress(ProcessLookupError):
             os.kill(relay.popen.pid, signal.SIGCONT)
         relay.popen.kill()

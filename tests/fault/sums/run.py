@@ -1,4 +1,4 @@
-"""One run: a relay, its clients, what they do, and whether the sums are right at the end."""
+"""One run: a relay, its clients, their actions, and whether the sums are right at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["LARGEST", "Run"]
 
 _POLL: Final = 0.02
 _STILL: Final = 20
-"""So often the counters are read without a change before they are taken for the last word. Each
+"""So often the counters must be equal before they count as final. Each
 reading goes through the relay's loop, so whatever was ready before it has been done."""
 _RELAY_HOLDS: Final = 512 * 1024
 """Bytes that the relay's kernel holds for a connection at most: `TCP_NOTSENT_LOWAT`, and the one
@@ -32,13 +32,13 @@ LARGEST: Final = 64 * 1024
 
 
 class Run:
-    """What a scenario works with.
+    """Tools of a scenario.
 
     Args:
         relay: the relay under test.
         kind: how clients reach it.
-        rng: where all choices come from.
-        seconds: for how long traffic goes on at least; 0: as short as can be.
+        rng: the source of all choices.
+        seconds: for how long traffic goes on at least; 0: as short as possible.
     """
 
     def __init__(self, relay: CountedRelay, kind: str, rng: random.Random, seconds: float) -> None:
@@ -50,7 +50,7 @@ class Run:
         self._until = time.monotonic() + seconds
 
     def rounds(self, least: int) -> _Rounds:
-        """A loop of so many rounds, and of more while there is time left."""
+        """A loop of at least this many rounds, and of more while there is time left."""
         return _Rounds(least, self._until)
 
     # Clients
@@ -65,7 +65,7 @@ class Run:
         receive_buffer: int = 0,
         mesh_key: MeshKey | None = None,
     ) -> Peer:
-        """A client that has yet to connect."""
+        """A client that is not connected yet."""
         peer = Peer(
             self.kind,
             self.ledger,
@@ -85,7 +85,7 @@ class Run:
         return [await self.peer(receive_buffer=receive_buffer) for _ in range(count)]
 
     def close(self) -> None:
-        """Close what is left."""
+        """Close the remaining clients."""
         for peer in self.peers:
             peer.close()
 
@@ -108,13 +108,13 @@ class Run:
         stop: Callable[[], bool] = lambda: False,
         pings: bool = True,
     ) -> None:
-        """Send without regard to what gets through, until the connection ends at the latest.
+        """Send without waiting for delivery, until the connection ends at the latest.
 
         Args:
             rounds: writes, of some packets each.
-            lasting: of the main traffic of a run, which goes on for as long as it is to last.
+            lasting: this is the main traffic of a run, which goes on for as long as the run.
             stop: asked before each round.
-            pings: wait for the relay now and then, so that its drops stay few; else only the
+            pings: wait for the relay now and then, so that its drops stay few; otherwise only the
                 kernel slows it down.
         """
         for number in self.rounds(rounds) if lasting else range(rounds):
@@ -127,12 +127,12 @@ class Run:
             if pings and number % 8 == 7 and not await sender.ping():
                 return
             if not pings:
-                await asyncio.sleep(0)  # all others want to send, too
+                await asyncio.sleep(0)  # all other clients want to send, too
         await sender.ping()
 
     @contextlib.asynccontextmanager
     async def canaries(self, count: int = 1) -> AsyncIterator[None]:
-        """Pairs of clients that lose nothing at all, whatever happens around them.
+        """Pairs of clients that lose no packet, whatever happens to other clients.
 
         Each waits until its last few packets have come through before it sends the next: the
         relay has no reason to drop any.
@@ -176,7 +176,7 @@ class Run:
     # Sums
 
     async def quiet(self) -> Totals:
-        """Wait until nothing is on its way any more; gives what the relay has counted."""
+        """Wait until no packet is on its way; returns the relay's counters."""
         before: tuple[Totals, Count] | None = None
         still = 0
         while still < _STILL:
@@ -197,7 +197,7 @@ class Run:
         return totals
 
     def check_totals(self, totals: Totals) -> None:
-        """Check the sums of what the relay has counted."""
+        """Check the sums of the relay's counters."""
         assert not self.ledger.problems, "\n".join(self.ledger.problems)
         differences = self._differences(totals)
         assert not differences, "\n".join([*differences, *self._account(totals)])
@@ -256,7 +256,7 @@ class Run:
 
 
 class _Rounds:
-    """Numbers from 0 on: so many at least, and more while there is time."""
+    """Numbers from 0 on: at least this many, and more while there is time."""
 
     def __init__(self, least: int, until: float) -> None:
         self._least = least

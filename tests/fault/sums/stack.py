@@ -27,25 +27,25 @@ _CONTEXT: Final = trusting_nobody()
 
 
 class _Layer(ABC):
-    """One layer: what comes from below goes up, what comes from above goes down."""
+    """One layer: bytes from below go up, bytes from above go down."""
 
     ended = False
-    """The peer said, in this layer, that nothing more will come."""
+    """The peer has closed this layer in order."""
 
     def begin(self) -> bytes:
-        """What is to be written first."""
+        """The bytes to write first."""
         return b""
 
     @abstractmethod
     def up(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take bytes from below; gives those for above, and those to write below."""
+        """Take bytes from below; returns those for above, and those to write below."""
 
     @abstractmethod
     def down(self, data: bytes) -> bytes:
-        """Take bytes from above; gives those to write below."""
+        """Take bytes from above; returns those to write below."""
 
     def close(self) -> bytes:
-        """Say that nothing more will come; gives the bytes to write."""
+        """Close in order; returns the bytes to write."""
         return b""
 
 
@@ -122,7 +122,7 @@ class _Upgrade(_Layer):
 
 
 class _Payloads:
-    """The payloads of a relay's messages, each byte as soon as it is there.
+    """The payloads of a relay's messages, each byte as soon as it comes.
 
     Clients differ in whether they use a message that was cut off. This one does, so that what
     was delivered does not depend on where messages end.
@@ -153,7 +153,7 @@ class _Payloads:
         head = self._head
         if len(head) < 2:
             return
-        length = head[1]  # a relay masks nothing
+        length = head[1]  # a relay masks no frame
         size = {126: 4, 127: 10}.get(length, 2)
         if len(head) == size:
             self._left = length if size == 2 else int.from_bytes(head[2:], "big")
@@ -207,14 +207,14 @@ class Stack:
         self.session = ClientSession(private, random=os.urandom, info=info)
 
     def begin(self) -> bytes:
-        """What is to be written first."""
+        """The bytes to write first."""
         data = b""
         for layer in reversed(self._layers):
             data = layer.begin() + layer.down(data)
         return data
 
     def receive(self, data: bytes) -> tuple[list[Message], bytes]:
-        """Take bytes of the socket; gives the messages in them, and bytes to write."""
+        """Take bytes of the socket; returns the messages in them, and bytes to write."""
         answers = b""
         for index, layer in enumerate(self._layers):
             data, answer = layer.up(data)
@@ -227,7 +227,7 @@ class Stack:
         return messages, answers + self.take()
 
     def take(self) -> bytes:
-        """The bytes that the session has to say, ready for the socket."""
+        """The bytes that the session wants to send, ready for the socket."""
         data = b"".join(self.session.data_to_send())
         return self.wrap(data) if data else b""
 
@@ -238,7 +238,7 @@ class Stack:
         return data
 
     def wrap_below(self, data: bytes) -> bytes:
-        """Bytes that stand where a websocket or the HTTP upgrade does, ready for the socket."""
+        """Bytes in place of a websocket frame or the HTTP upgrade, ready for the socket."""
         for layer in reversed(self._layers[:-1]):
             data = layer.down(data)
         return data
@@ -250,11 +250,11 @@ class Stack:
 
     @property
     def ended(self) -> bool:
-        """Whether the relay said that nothing more will come."""
+        """Whether the relay closed in order."""
         return any(layer.ended for layer in self._layers)
 
     def close(self) -> bytes:
-        """Say goodbye in every layer that has a way to; gives the bytes to write."""
+        """Close in order in every layer that can; returns the bytes to write."""
         data = b""
         for layer in reversed(self._layers):
             data = (layer.down(data) if data else b"") + layer.close()

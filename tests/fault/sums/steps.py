@@ -56,14 +56,14 @@ async def until_dropped(
 
 
 async def until_left(run: Run, count: int) -> None:
-    """Wait until the relay has so many clients."""
+    """Wait until the relay has this many clients."""
     async with asyncio.timeout(BOUND):
-        while await run.relay.clients() > count:  # noqa: ASYNC110 (nobody tells)
+        while await run.relay.clients() > count:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.02)
 
 
 async def until_nothing_waits(run: Run) -> None:
-    """Wait until no packet waits for a client in the relay, for as long as one can hope."""
+    """Wait until no packet waits for a client in the relay, up to a limit."""
     for _ in range(100):
         if not (await run.relay.totals()).unaccounted:
             return
@@ -71,7 +71,7 @@ async def until_nothing_waits(run: Run) -> None:
 
 
 async def until_still(run: Run) -> None:
-    """Wait until no client sends anything any more."""
+    """Wait until no client sends."""
     before = -1
     while before != run.ledger.stamped.packets:
         before = run.ledger.stamped.packets

@@ -1,4 +1,4 @@
-"""One connection's end at a time, and what becomes of the packets that were on their way to it."""
+"""One end of a connection at a time, and the fate of packets that were on their way to it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _CLOCK = 0.01
 """Seconds by which two clocks of one process may differ; the log has milliseconds."""
 
 _LATE_TURNS = 8
-"""Turns of the loop in which what is left is closed and services end."""
+"""Turns of the loop in which the last connections and services end."""
 
 _LATE = 0.2
-"""Seconds after the deadline in which an idle loop may come round often."""
+"""Seconds after the deadline in which an idle loop may make many turns."""
 
 _BUSY_FOR = 0.2
 """Seconds from the beginning of a stop until a client reads on, well within the drain."""
 
 
-def test_what_the_transport_held_when_the_relay_cut_a_client_is_dropped_and_not_sent(
+def test_packets_in_the_transport_of_a_cut_client_are_dropped(
     sums: Sums,
 ) -> None:
     """Each of many stalled readers has a packet in the relay's transport when it is cut."""
@@ -50,7 +50,7 @@ def test_what_the_transport_held_when_the_relay_cut_a_client_is_dropped_and_not_
     sums(scenario, "--tcp-write-timeout=0.5")
 
 
-def test_how_many_packets_the_kernel_had_taken_of_the_last_write(sums: Sums) -> None:
+def test_packets_of_a_partial_write_are_counted_exactly(sums: Sums) -> None:
     """Many small packets leave in one write, and the kernel takes a part of it.
 
     A packet counts as sent if its client can get it: under TLS and in a websocket only if all
@@ -72,8 +72,8 @@ def test_how_many_packets_the_kernel_had_taken_of_the_last_write(sums: Sums) -> 
     sums(scenario, "--tcp-write-timeout=0.5")
 
 
-def test_what_a_client_still_gets_after_its_goodbye_was_sent(sums: Sums) -> None:
-    """It says goodbye while its queue waits, and reads all that comes only then."""
+def test_a_client_gets_its_queue_after_its_own_close(sums: Sums) -> None:
+    """It closes its half while its queue waits, and only then reads."""
 
     async def scenario(run: Run) -> None:
         senders = await run.some_peers(2)
@@ -98,7 +98,7 @@ def test_a_packet_that_comes_with_the_end_of_its_destination(sums: Sums) -> None
         (sender,) = await run.some_peers(1)
         for _ in run.rounds(5):
             leaving = await run.peer()
-            # epoll tells of the sender first, as it was the last to be heard of.
+            # epoll reports the sender first, as it was the last to be active.
             await sender.ping()
             run.relay.signal(signal.SIGSTOP)
             await sender.send(leaving.key, 200)
@@ -139,7 +139,7 @@ def test_a_stop_takes_nothing_from_a_client_that_is_sending(sums: Sums) -> None:
 
 
 def test_a_client_with_a_queue_gets_restarting_at_a_stop(sums: Sums) -> None:
-    """It reads on soon after the relay began to stop: Restarting and a clean end come, too."""
+    """It reads on soon after the relay began to stop: Restarting and a clean end come as well."""
 
     async def scenario(run: Run) -> None:
         (sender,) = await run.some_peers(1)
@@ -159,11 +159,11 @@ def test_a_client_with_a_queue_gets_restarting_at_a_stop(sums: Sums) -> None:
     sums(scenario, "--drain=2", "--tcp-write-timeout=30")
 
 
-def test_a_stop_under_full_load_is_over_in_time(sums: Sums) -> None:
-    """Clients that send without a pause and never close their half hold it up to the end.
+def test_a_stop_under_full_load_ends_in_time(sums: Sums) -> None:
+    """Clients that send without a pause and never close their half delay it to the end.
 
-    The time counts from the signal, although the loop has come round some times before the stop
-    begins; and once it is up, the loop comes round no more than it must to close what is left.
+    The time counts from the signal, although the loop has made some turns before the stop
+    begins; and after the deadline, the loop makes only the turns needed to close what is left.
     """
 
     async def scenario(run: Run) -> None:
@@ -178,7 +178,7 @@ def test_a_stop_under_full_load_is_over_in_time(sums: Sums) -> None:
             for peer in senders
         ]
         before = (await run.relay.totals()).received
-        while (await run.relay.totals()).received < before + 1000:  # noqa: ASYNC110 (nobody tells)
+        while (await run.relay.totals()).received < before + 1000:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.01)
         begin = time.monotonic()
         run.relay.signal(signal.SIGTERM)
@@ -195,7 +195,7 @@ def test_a_stop_under_full_load_is_over_in_time(sums: Sums) -> None:
         print(f"{seconds - _DRAIN:+.2f} s late, {stop.late_turns} turns")  # noqa: T201
         assert all(peer.restarting for peer in (*senders, *stalled[::2]))
         assert stop.deadline <= stop.signalled + _DRAIN + _CLOCK
-        # Without a load a turn takes microseconds, and the machine's clock has the last word.
+        # Without a load a turn takes microseconds, so only the clock counts.
         assert stop.late_turns <= _LATE_TURNS or stop.late_seconds <= _LATE
         assert stop.ends["stopped"] >= len(run.peers)
 
@@ -203,7 +203,7 @@ def test_a_stop_under_full_load_is_over_in_time(sums: Sums) -> None:
 
 
 async def _keep_slow_readers(run: Run, *, buffer: int, rate: int, at_once: int, count: int) -> None:
-    """Clients read slowly and steadily while one sends them more: all of them stay connected."""
+    """Clients read slowly and steadily while one sends them more: all stay connected."""
     done = False
     (sender,) = await run.some_peers(1)
     slow = await run.some_peers(count, buffer)
@@ -229,10 +229,10 @@ async def _keep_slow_readers(run: Run, *, buffer: int, rate: int, at_once: int, 
 
 
 @pytest.mark.parametrize("way", [("plain", "uvloop")], ids=["plain"], indirect=True)
-def test_slow_readers_outlive_the_time_for_dead_paths(sums: Sums) -> None:
+def test_slow_readers_outlive_the_timeout_of_dead_paths(sums: Sums) -> None:
     """Their windows are closed most of the time, for longer than the timeout at a time.
 
-    All is the kernel's doing, so one way is enough. With plenty of time it is the real timeout.
+    Only the kernel matters, so one transport is enough. With plenty of time it is the real timeout.
     """
 
     async def scenario(run: Run) -> None:
@@ -245,7 +245,7 @@ def test_slow_readers_outlive_the_time_for_dead_paths(sums: Sums) -> None:
 
 
 @pytest.mark.parametrize("way", [("plain", "uvloop")], ids=["plain"], indirect=True)
-def test_slow_readers_live_as_the_relay_comes(sums: Sums) -> None:
+def test_slow_readers_live_with_default_settings(sums: Sums) -> None:
     """With the system's buffers and the relay's defaults.
 
     Such a client's kernel opens its window in steps of some 100 KB: for five seconds at a time

@@ -1,4 +1,4 @@
-"""The sums of two relays: clients of one send to those of the other, which may be killed."""
+"""The sums of two relays: clients of one send to clients of the other, which may be killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def key_file(tmp_path: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def neighbour(run: Run, key_file: Path, receivers: int) -> AsyncIterator[CountedRelay]:
-    """A second relay, which knows of so many clients of the run's relay."""
+    """A second relay, which knows this many clients of the run's relay."""
     host, port = run.relay.address
     folder = key_file.parent / "neighbour"
     with counted_relay(
@@ -42,7 +42,7 @@ async def neighbour(run: Run, key_file: Path, receivers: int) -> AsyncIterator[C
         f"--mesh-with=http://{host}:{port}/derp",
     ) as relay:
         async with asyncio.timeout(BOUND):
-            while await linked_keys(relay) < receivers:  # noqa: ASYNC110 (nobody tells)
+            while await linked_keys(relay) < receivers:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.02)
         yield relay
 
@@ -57,7 +57,7 @@ async def senders_of(run: Run, relay: CountedRelay, count: int) -> list[Peer]:
     return [await run.new_peer().connect(relay.address) for _ in range(count)]
 
 
-def test_packets_to_another_relay(sums: Sums, key_file: Path) -> None:
+def test_packets_to_another_relay_add_up(sums: Sums, key_file: Path) -> None:
     """Received = forwarded + dropped there, forwarded = sent + dropped here."""
 
     async def scenario(run: Run) -> None:
@@ -80,7 +80,7 @@ def test_packets_to_another_relay(sums: Sums, key_file: Path) -> None:
 
 
 async def settled(run: Run, other: CountedRelay) -> None:
-    """Wait until all that the two relays sent was delivered, for as long as one can hope."""
+    """Wait until all that the two relays sent was delivered, up to a limit."""
     for _ in range(50):
         theirs, ours = await other.totals(), await run.relay.totals()
         delivered = theirs.sent + ours.sent == run.ledger.delivered.packets
@@ -89,8 +89,8 @@ async def settled(run: Run, other: CountedRelay) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_the_other_relay_is_killed(sums: Sums, key_file: Path) -> None:
-    """What waits for its link is dropped, and does not count as forwarded."""
+def test_sums_are_right_when_the_other_relay_is_killed(sums: Sums, key_file: Path) -> None:
+    """Packets that wait for its link are dropped, and do not count as forwarded."""
 
     async def scenario(run: Run) -> None:
         receivers = await run.some_peers(3)
@@ -98,14 +98,14 @@ def test_the_other_relay_is_killed(sums: Sums, key_file: Path) -> None:
             senders = await senders_of(run, other, 3)
             keys = [peer.key for peer in receivers]
             await asyncio.gather(*(run.blast(peer, keys) for peer in senders))
-            # It takes nothing any more, so the queue of the link fills.
+            # It reads no more, so the queue of the link fills.
             run.relay.signal(signal.SIGSTOP)
             while not (await other.totals()).dropped["mesh_link_full"]:
                 for peer in senders:
                     await peer.send_run(keys[0], [60_000] * 8)
             run.relay.popen.kill()
             async with asyncio.timeout(BOUND):
-                while await linked_keys(other):  # noqa: ASYNC110 (nobody tells)
+                while await linked_keys(other):  # noqa: ASYNC110 (there is no event)
                     await asyncio.sleep(0.02)
             await asyncio.gather(*(run.blast(peer, keys) for peer in senders))
             totals = await other.totals()
@@ -119,8 +119,8 @@ def test_the_other_relay_is_killed(sums: Sums, key_file: Path) -> None:
     sums(scenario, f"--mesh-psk-file={key_file}")
 
 
-def test_the_relay_that_forwards_is_killed(sums: Sums, key_file: Path) -> None:
-    """The other one goes on, and its sums are right."""
+def test_sums_are_right_when_the_forwarding_relay_is_killed(sums: Sums, key_file: Path) -> None:
+    """The other relay goes on."""
 
     async def scenario(run: Run) -> None:
         receivers = await run.some_peers(3)
@@ -132,7 +132,7 @@ def test_the_relay_that_forwards_is_killed(sums: Sums, key_file: Path) -> None:
                 for peer in senders
             ]
             async with asyncio.timeout(BOUND):
-                while (await run.relay.totals()).forwarded_in < 200:  # noqa: ASYNC110 (nobody tells)
+                while (await run.relay.totals()).forwarded_in < 200:  # noqa: ASYNC110 (there is no event)
                     await asyncio.sleep(0.01)
             other.popen.kill()
             await asyncio.gather(*sending)

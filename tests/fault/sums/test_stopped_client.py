@@ -1,4 +1,4 @@
-"""A client whose process is stopped and goes on."""
+"""A client whose process is stopped and continued."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .steps import until_dropped, until_nothing_waits
 
 @asynccontextmanager
 async def client_process(run: Run, secret: bytes) -> AsyncIterator[Process]:
-    """A client in a process of its own that is logged in."""
+    """A client in its own process that is logged in."""
     port = run.relay.address[1]
     command = ["-m", "tests.fault.sums.client", run.kind, str(port), secret.hex()]
     client = await asyncio.create_subprocess_exec(
@@ -39,8 +39,8 @@ async def client_process(run: Run, secret: bytes) -> AsyncIterator[Process]:
         await client.wait()
 
 
-async def says(run: Run, client: Process) -> None:
-    """Let it leave, and enter what it got."""
+async def leave_and_record(run: Run, client: Process) -> None:
+    """Let it leave, and record what it got."""
     assert client.stdin is not None
     assert client.stdout is not None
     client.stdin.close()
@@ -52,7 +52,7 @@ async def says(run: Run, client: Process) -> None:
     run.ledger.delivered_disco += found["disco"]
 
 
-def test_a_client_that_is_stopped_and_goes_on(sums: Sums) -> None:
+def test_a_client_that_is_stopped_and_continued_adds_up(sums: Sums) -> None:
     """SIGSTOP until packets were dropped for it, and SIGCONT."""
 
     async def scenario(run: Run) -> None:
@@ -65,7 +65,7 @@ def test_a_client_that_is_stopped_and_goes_on(sums: Sums) -> None:
                 await until_dropped(run, senders, [private.public], 20)
                 client.send_signal(signal.SIGCONT)
                 await until_nothing_waits(run)
-            await says(run, client)
+            await leave_and_record(run, client)
         await run.end()
 
     sums(scenario, "--tcp-write-timeout=30")

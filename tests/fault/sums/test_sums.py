@@ -1,6 +1,6 @@
 """Sent = delivered + dropped, to the packet, whatever clients and signals do to the relay.
 
-`run.py` has the equations. Every packet's source, order and content is checked, too.
+`run.py` has the equations. Every packet's source, order and content is checked as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .run import Run
 from .steps import overrun, until_left, until_nothing_waits, until_still
 
 
-def test_steady_traffic(sums: Sums) -> None:
+def test_steady_traffic_adds_up(sums: Sums) -> None:
     async def scenario(run: Run) -> None:
         async with run.canaries(2):
             peers = await run.some_peers(4)
@@ -29,8 +29,8 @@ def test_steady_traffic(sums: Sums) -> None:
     sums(scenario)
 
 
-def test_logins_and_logouts_under_traffic(sums: Sums) -> None:
-    """Keys come, go and have several connections; some leave politely, some do not."""
+def test_logins_and_logouts_under_traffic_add_up(sums: Sums) -> None:
+    """Keys come, go and have several connections; some close in order, some do not."""
 
     async def come_and_go(run: Run, keys: list[NodePrivate]) -> None:
         for _ in run.rounds(10):
@@ -55,7 +55,7 @@ def test_logins_and_logouts_under_traffic(sums: Sums) -> None:
     sums(scenario)
 
 
-def test_clients_that_log_out_politely_under_traffic_lose_nothing(sums: Sums) -> None:
+def test_clients_that_close_in_order_under_traffic_lose_nothing(sums: Sums) -> None:
     async def come_and_go(run: Run, key: NodePrivate) -> None:
         for _ in run.rounds(12):
             peer = await run.peer(key)
@@ -76,7 +76,7 @@ def test_clients_that_log_out_politely_under_traffic_lose_nothing(sums: Sums) ->
     sums(scenario)
 
 
-def test_stalled_readers_that_read_on(sums: Sums) -> None:
+def test_stalled_readers_that_continue_add_up(sums: Sums) -> None:
     async def scenario(run: Run) -> None:
         senders = await run.some_peers(2)
         async with run.canaries():
@@ -95,8 +95,8 @@ def test_stalled_readers_that_read_on(sums: Sums) -> None:
     sums(scenario, "--tcp-write-timeout=30")
 
 
-def test_stalled_readers_that_the_relay_cuts(sums: Sums) -> None:
-    """What the kernel took, they find when they read on at last."""
+def test_stalled_readers_that_the_relay_cuts_add_up(sums: Sums) -> None:
+    """They get the bytes that the kernel took when they read on."""
 
     async def scenario(run: Run) -> None:
         senders = await run.some_peers(2)
@@ -114,7 +114,7 @@ def test_stalled_readers_that_the_relay_cuts(sums: Sums) -> None:
     sums(scenario, "--tcp-write-timeout=0.5")
 
 
-def test_slow_readers(sums: Sums) -> None:
+def test_slow_readers_add_up(sums: Sums) -> None:
     async def scenario(run: Run) -> None:
         async with run.canaries():
             senders = await run.some_peers(2)
@@ -131,7 +131,7 @@ def test_slow_readers(sums: Sums) -> None:
     sums(scenario)
 
 
-def test_resets_in_mid_traffic(sums: Sums) -> None:
+def test_resets_in_mid_traffic_add_up(sums: Sums) -> None:
     async def come_and_break(run: Run, key: NodePrivate, others: list[NodePublic]) -> None:
         for _ in run.rounds(10):
             peer = await run.peer(key, 64 * 1024)
@@ -147,48 +147,48 @@ def test_resets_in_mid_traffic(sums: Sums) -> None:
             steady = await run.some_peers(3)
             keys = [run.key() for _ in range(3)]
             run.ledger.shared_keys |= {key.public.raw for key in keys}
-            everybody = [*(peer.key for peer in steady), *(key.public for key in keys)]
+            all_keys = [*(peer.key for peer in steady), *(key.public for key in keys)]
             await asyncio.gather(
-                *(come_and_break(run, key, everybody) for key in keys),
-                *(run.blast(peer, everybody, rounds=150, lasting=True) for peer in steady),
+                *(come_and_break(run, key, all_keys) for key in keys),
+                *(run.blast(peer, all_keys, rounds=150, lasting=True) for peer in steady),
             )
         await run.end()
 
     sums(scenario)
 
 
-def test_clients_that_a_mesh_peer_has_closed(sums: Sums, tmp_path: Path) -> None:
-    """Without a warning, while they are sent to and send; so is a client whose key is revoked."""
+def test_clients_that_a_mesh_peer_has_closed_add_up(sums: Sums, tmp_path: Path) -> None:
+    """While they send and receive; so do clients whose keys are revoked."""
     mesh_key = MeshKey.parse("5a" * 32)
     key_file = tmp_path / "mesh.key"
     key_file.write_text(mesh_key.to_text())
     key_file.chmod(0o600)
 
-    async def come_and_be_closed(run: Run, closer: Peer, everybody: list[NodePublic]) -> None:
+    async def come_and_be_closed(run: Run, closer: Peer, all_keys: list[NodePublic]) -> None:
         for number in run.rounds(6):
             peer = await run.peer(receive_buffer=64 * 1024)
-            everybody.append(peer.key)
+            all_keys.append(peer.key)
             sending = asyncio.create_task(
-                run.blast(peer, everybody, rounds=10**9, pings=number % 2 == 0)
+                run.blast(peer, all_keys, rounds=10**9, pings=number % 2 == 0)
             )
             async with asyncio.timeout(BOUND):
-                while not peer.delivered.packets:  # noqa: ASYNC110 (others tell its ledger)
+                while not peer.delivered.packets:  # noqa: ASYNC110 (no event of its ledger)
                     await asyncio.sleep(0.001)
             await closer.close_peer(peer.key)
             await asyncio.gather(peer.until_end(), sending)
-            everybody.remove(peer.key)
+            all_keys.remove(peer.key)
 
     async def scenario(run: Run) -> None:
         done = False
         async with run.canaries():
             steady = await run.some_peers(2)
             closer = await run.new_peer(mesh_key=mesh_key).connect(run.relay.address)
-            everybody = [peer.key for peer in steady]
+            all_keys = [peer.key for peer in steady]
             sending = [
-                asyncio.create_task(run.blast(peer, everybody, rounds=10**9, stop=lambda: done))
+                asyncio.create_task(run.blast(peer, all_keys, rounds=10**9, stop=lambda: done))
                 for peer in steady
             ]
-            await asyncio.gather(*(come_and_be_closed(run, closer, everybody) for _ in range(2)))
+            await asyncio.gather(*(come_and_be_closed(run, closer, all_keys) for _ in range(2)))
             done = True
             await asyncio.gather(*sending)
         await run.end()
@@ -196,8 +196,8 @@ def test_clients_that_a_mesh_peer_has_closed(sums: Sums, tmp_path: Path) -> None
     sums(scenario, f"--mesh-psk-file={key_file}")
 
 
-def test_junk_of_other_clients(sums: Sums) -> None:
-    """Clients that break the protocol, while they are sent to, harm only themselves."""
+def test_junk_of_other_clients_costs_no_packet(sums: Sums) -> None:
+    """Clients that break the protocol, while they receive packets, harm only themselves."""
 
     async def spoil(run: Run, junk: Junk, key: NodePrivate, others: list[NodePublic]) -> None:
         peer = await run.peer(key, 64 * 1024)
@@ -216,16 +216,16 @@ def test_junk_of_other_clients(sums: Sums) -> None:
             steady = await run.some_peers(2)
             kinds = [junk for junk in JUNK if run.kind in junk.kinds]
             keys = [run.key() for _ in kinds]
-            everybody = [*(peer.key for peer in steady), *(key.public for key in keys)]
+            all_keys = [*(peer.key for peer in steady), *(key.public for key in keys)]
             sending = [
-                asyncio.create_task(run.blast(peer, everybody, rounds=10_000, stop=lambda: done))
+                asyncio.create_task(run.blast(peer, all_keys, rounds=10_000, stop=lambda: done))
                 for peer in steady
             ]
             for _ in run.rounds(1):
                 await asyncio.gather(
                     *(garble(run) for _ in range(4)),
                     *(
-                        spoil(run, junk, key, everybody)
+                        spoil(run, junk, key, all_keys)
                         for junk, key in zip(kinds, keys, strict=True)
                     ),
                 )
@@ -236,8 +236,8 @@ def test_junk_of_other_clients(sums: Sums) -> None:
     sums(scenario)
 
 
-def test_running_out_of_file_descriptors(sums: Sums) -> None:
-    """Connections that cannot be served are closed at once, and nobody else loses a packet."""
+def test_running_out_of_file_descriptors_costs_no_packet(sums: Sums) -> None:
+    """Connections that cannot be served are closed at once, and no other client loses a packet."""
 
     async def scenario(run: Run) -> None:
         done = False
@@ -264,7 +264,7 @@ def test_running_out_of_file_descriptors(sums: Sums) -> None:
     sums(scenario, files=64)
 
 
-def test_a_relay_that_is_stopped_and_goes_on(sums: Sums) -> None:
+def test_a_relay_that_is_stopped_and_continued_adds_up(sums: Sums) -> None:
     """SIGSTOP until its clients can send no more, and SIGCONT."""
 
     async def scenario(run: Run) -> None:
@@ -275,7 +275,7 @@ def test_a_relay_that_is_stopped_and_goes_on(sums: Sums) -> None:
                 await asyncio.gather(*(run.blast(peer, keys, rounds=10) for peer in peers))
                 run.relay.signal(signal.SIGSTOP)
                 sending = [asyncio.create_task(run.blast(peer, keys, rounds=100)) for peer in peers]
-                # Each waits for the answer to a ping.
+                # Each waits for the pong to its ping.
                 await until_still(run)
                 run.relay.signal(signal.SIGCONT)
                 await asyncio.gather(*sending)
@@ -284,10 +284,10 @@ def test_a_relay_that_is_stopped_and_goes_on(sums: Sums) -> None:
     sums(scenario)
 
 
-def test_a_stop_under_load_loses_nothing_that_counts_as_sent(sums: Sums) -> None:
-    """SIGTERM while all clients send: each gets all packets, a clean end, and is told of it.
+def test_a_stop_under_load_loses_no_packet_that_counts_as_sent(sums: Sums) -> None:
+    """SIGTERM while all clients send: each gets all packets, Restarting, and a clean end.
 
-    The one that is closed last may have too little time left to hang up first.
+    The client that is closed last may have too little time left to close first.
     """
 
     async def scenario(run: Run) -> None:
@@ -297,7 +297,7 @@ def test_a_stop_under_load_loses_nothing_that_counts_as_sent(sums: Sums) -> None
             asyncio.create_task(run.blast(peer, keys, rounds=10**9, pings=False)) for peer in peers
         ]
         async with asyncio.timeout(BOUND):
-            while run.ledger.delivered.packets < 500:  # noqa: ASYNC110 (nobody tells)
+            while run.ledger.delivered.packets < 500:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.01)
         run.relay.signal(signal.SIGTERM)
         await asyncio.gather(*(peer.until_end() for peer in peers), *sending)
