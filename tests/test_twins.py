@@ -91,7 +91,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "server/conn/test_limits.py::test_an_invalid_file_at_the_start_is_a_config_error",
     ),
     "TestLoadAndApplyRateConfig": (
-        "interop/test_rate_limits.py::test_what_exceeds_the_burst_comes_at_the_rate",
+        "interop/test_rate_limits.py::test_packets_above_the_burst_come_at_the_rate",
         "relay/test_limits.py::test_a_small_burst_is_raised",
         "server/conn/test_limits.py::test_an_invalid_file_is_logged_and_the_limits_stay",
     ),
@@ -128,7 +128,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestCertIP": (
         "certs/test_manual.py::test_an_existing_pair_of_an_address_is_kept",
         "certs/test_manual.py::test_the_certificate_of_an_address_is_served_for_every_name",
-        "interop/server/test_manual_certificates.py::test_the_name_that_is_asked_for",
+        "interop/server/test_manual_certificates.py::test_the_requested_name_selects_the_certificate",
     ),
     "TestPinnedCertRawIP": (
         "server/app/test_relay.py::test_an_address_gets_a_pinned_certificate",
@@ -177,7 +177,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestSendRecv": (
         "client/test_with_relay.py::TestRelay::test_send_and_receive",
-        "interop/client/test_messages.py::test_packets_reach_their_addressee_only",
+        "interop/client/test_messages.py::test_packets_reach_their_destination_only",
         "relay/test_router.py::TestNotHere",
         "relay/test_router.py::TestHome",
         "relay/router/test_departures.py"
@@ -220,7 +220,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     # tsweb
     "TestDebugger": (
         "server/site/test_pages.py::test_the_index_shows_current_values",
-        "interop/server/test_debug_access.py::test_addresses",
+        "interop/server/test_debug_access.py::test_the_address_decides_access",
     ),
     "TestDebuggerKV": (
         "server/site/test_pages.py::test_the_index_shows_the_configuration_of_the_relay",
@@ -286,12 +286,12 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     # New in v1.104.7: derp/derpserver
     "TestRecvClientKeyAppName": (
         "wire/login/test_server.py::test_app_names_are_accepted_and_refused_as_by_go",
-        "interop/server/test_app_names.py::test_a_name_is_printable_and_short",
+        "interop/server/test_app_names.py::test_a_name_must_be_printable_and_short",
     ),
     "TestVerifyClientDisallowedAppNames": (
         "server/conn/test_protocol.py"
         "::test_a_disallowed_app_name_ends_the_login_except_for_mesh_peers",
-        "interop/server/test_app_names.py::test_names_that_are_not_allowed",
+        "interop/server/test_app_names.py::test_disallowed_names_are_refused",
     ),
     "TestUnknownFrameSizeLimit": (
         "fault/test_hostile.py::test_an_unknown_frame_that_is_too_long_is_not_awaited",
@@ -334,8 +334,8 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestServeDebugClients": (
         "server/site/test_clients.py::test_an_invalid_query_is_refused",
-        "interop/server/test_debug_clients.py::test_both_refuse_a_bad_request_in_the_same_words",
-        "interop/server/test_debug_clients.py::test_people_see_the_same",
+        "interop/server/test_debug_clients.py::test_both_refuse_a_bad_request_with_the_same_text",
+        "interop/server/test_debug_clients.py::test_the_page_shows_the_same",
     ),
     "TestServeDebugClientsPagination": (
         "server/site/test_clients.py::test_next_links_reach_every_connection_once_and_in_order",
@@ -351,7 +351,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "::test_each_address_of_a_host_answers_its_own_requests",
         "server/services/test_stun_sources.py"
         "::test_without_pktinfo_requests_are_answered_and_a_warning_is_logged_once",
-        "interop/test_stun_sources.py::test_each_address_answers_for_itself",
+        "interop/test_stun_sources.py::test_each_address_answers_with_itself",
     ),
     "FuzzParseResponse": (
         "wire/test_stun.py::test_any_attributes_raise_only_remote_protocol_error",
@@ -377,7 +377,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestWorksWhenUDPBlocked": ("netcheck/test_core.py::test_blocked_udp_as_in_go",),
     "TestNoUDPNilGetReportOpts": (
         "netcheck/test_core.py::test_without_udp_all_regions_are_measured_by_https_and_icmp",
-        "interop/netcheck/test_beside_tailscale.py::test_a_network",
+        "interop/netcheck/test_beside_tailscale.py::test_each_network_is_reported_alike",
     ),
     "TestReportTimeouts": ("netcheck/test_core.py::test_nothing_outlives_the_run",),
     "TestRecentReportsRetainFullNetcheck": (
@@ -424,7 +424,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "TestServerDupClients/activity_promotes_primary_when_nil": "disableFighters, for tests",
     "TestLookupDestHashTrieIgnoresInactiveSet": "only disableFighters leaves a set without one",
     "TestLookupDestHashTrieNoAlloc": "about Go's memory",
-    "TestProdAutocertHostPolicy": "nobody but Tailscale gets its names",
+    "TestProdAutocertHostPolicy": "only Tailscale gets certificates for its names",
     "TestDeps": "about Go's packages",
     "TestAttrOrderForXdpDERP": "XDP: not built",
     "TestXDP": "XDP: not built",
@@ -440,7 +440,7 @@ WITHOUT: Final[Mapping[str, str]] = {
     "TestLogConciseReport": "a daemon's log line",
     "TestV6Pinger": "relays are pinged by IPv4 only",
     "TestAvailableEndpointsAlwaysAtLeastTwo": "Tailscale's own hosts are not asked",
-    "TestSendPktHeadDropAttribution": "a drop is counted with its reason, and names nobody",
+    "TestSendPktHeadDropAttribution": "a drop is counted with its reason, without a key",
 }
 """Go's tests that have no twin, and why."""
 
@@ -450,14 +450,14 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "admission/test_url.py::test_a_response_decides_with_and_without_fail_open",
         "admission/test_url.py"
         "::test_a_connection_without_a_valid_answer_refuses_even_with_fail_open",
-        "interop/admission/test_beside_derper.py::test_an_admission_url",
+        "interop/admission/test_beside_derper.py::test_an_admission_url_is_asked_alike",
         "interop/admission/test_beside_derper.py::test_an_admission_url_that_fails_closed",
         "server/conn/test_login.py::test_admission_is_not_checked_for_mesh_peers",
     ),
     "local tailscaled: all answers, and the self check": (
         "admission/test_tailscaled.py::test_each_answer_of_the_daemon",
         "admission/test_tailscaled.py::test_a_missing_socket_allows_no_client",
-        "interop/admission/test_beside_derper.py::test_a_local_tailscaled",
+        "interop/admission/test_beside_derper.py::test_a_local_tailscaled_is_asked_alike",
         "server/site/test_check.py::test_admission_that_would_refuse_this_machine_is_reported",
     ),
     "login: lengths, keys, mesh keys, silence": (
@@ -467,12 +467,12 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "server/conn/test_protocol_time.py::test_a_silent_connection_has_ten_seconds",
     ),
     "frames: rights and lengths": (
-        "interop/server/test_frames.py::test_lengths_and_rights",
+        "interop/server/test_frames.py::test_lengths_and_rights_have_the_same_limits",
         "interop/go/frames.go::badframes",
         "interop/go/mesh.go::meshrights",
     ),
     "payloads of nothing to one byte too many": (
-        "interop/server/test_frames.py::test_what_a_frame_holds_up_to_the_last_byte_arrives",
+        "interop/server/test_frames.py::test_the_longest_packet_arrives_to_the_last_byte",
         "interop/go/sizes.go::sizes",
     ),
     "duplicates on the wire": ("interop/go/gone.go::duplicates", "interop/go/mesh.go::watchers"),
@@ -486,9 +486,9 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "server/conn/test_protocol_time.py::test_a_client_that_reads_no_byte_is_aborted",
         "server/conn/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
     ),
-    "the end of a client that reads nothing is told at once": (
+    "the end of a client that reads nothing is sent to peers at once": (
         "fault/test_stuck_end.py::test_the_end_of_a_stuck_client_is_announced_at_once",
-        "interop/server/test_stuck_end.py::test_the_reason_arrives_before_the_write_times_out",
+        "interop/server/test_stuck_end.py::test_peer_gone_arrives_before_the_write_times_out",
     ),
     "a dead path, and what the kernel ends by itself": (
         "fault/test_dead_path.py::test_a_client_behind_a_dead_path_is_ended_and_slow_readers_live",
@@ -496,7 +496,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "fault/test_dead_path.py::test_a_connection_that_the_kernel_gives_up_is_logged_and_counted",
     ),
     "a flood of pings": (
-        "interop/server/test_frames.py::test_a_flood_of_pings_earns_few_pongs",
+        "interop/server/test_frames.py::test_a_flood_of_pings_gets_few_pongs",
         "interop/go/basic.go::pingflood",
     ),
     "keep-alives": (
@@ -514,7 +514,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/go/web.go::httpanswers",
         "interop/server/test_pages.py::test_both_answer_alike",
         "interop/server/test_pages.py::test_unknown_paths_are_not_the_home_page",
-        "interop/server/test_pages.py::test_other_settings",
+        "interop/server/test_pages.py::test_both_answer_alike_with_other_settings",
         "server/conn/test_protocol_time.py"
         "::test_an_idle_http_connection_is_closed_after_thirty_seconds_without_a_log_line",
     ),
@@ -531,8 +531,8 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "server/mesh/test_mesh.py::test_a_relay_that_restarts_is_linked_again",
         "relay/router/test_mesh.py"
         "::TestForward::test_disco_forwarded_to_an_unknown_key_is_answered_with_not_here",
-        "interop/mesh/test_mixed.py::test_four_nodes",
-        "interop/mesh/test_derpprobe.py::test_all_good",
+        "interop/mesh/test_mixed.py::test_clients_of_four_nodes_reach_each_other",
+        "interop/mesh/test_derpprobe.py::test_the_prober_finds_no_problem",
     ),
     "accept limit": (
         "interop/server/test_limits_of_accepting.py::test_derper_exits",
@@ -541,28 +541,28 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "::test_connections_beyond_the_burst_are_closed_and_the_relay_continues",
     ),
     "SIGHUP with and without rate limits": (
-        "interop/server/test_signals.py::test_it_kills_derper",
-        "interop/server/test_signals.py::test_ours_reloads_and_serves_on",
-        "interop/test_rate_limits.py::test_what_exceeds_the_burst_comes_at_the_rate",
+        "interop/server/test_signals.py::test_sighup_kills_derper",
+        "interop/server/test_signals.py::test_sighup_reloads_pyderp_which_goes_on",
+        "interop/test_rate_limits.py::test_packets_above_the_burst_come_at_the_rate",
     ),
     "STUN: everything but the usual request": (
-        "interop/test_stun.py::test_derper_and_we_answer_the_same_requests",
-        "interop/test_stun.py::test_derper_and_we_answer_with_the_same_bytes",
+        "interop/test_stun.py::test_both_answer_the_same_requests",
+        "interop/test_stun.py::test_both_answer_with_the_same_bytes",
         "server/services/test_stun.py::test_other_datagrams_are_ignored_and_counted",
     ),
     "key file": (
-        "interop/server/test_key_file.py::test_one_makes_it_and_the_other_uses_it",
-        "interop/server/test_key_file.py::test_what_is_no_key_ends_both_and_stays_as_it_is",
+        "interop/server/test_key_file.py::test_either_makes_it_and_the_other_uses_it",
+        "interop/server/test_key_file.py::test_an_invalid_key_ends_both_and_is_not_changed",
     ),
     "certificates from files": (
-        "interop/server/test_manual_certificates.py::test_the_name_that_is_asked_for",
-        "interop/server/test_manual_certificates.py::test_an_address_has_a_certificate_made",
+        "interop/server/test_manual_certificates.py::test_the_requested_name_selects_the_certificate",
+        "interop/server/test_manual_certificates.py::test_a_certificate_is_made_for_an_address",
         "interop/server/test_manual_certificates.py::test_both_refuse_the_same",
         "interop/server/test_manual_certificates.py"
         "::test_both_make_a_folder_and_name_the_files_of_an_ipv6_address_alike",
     ),
-    "who may see the debug pages": (
-        "interop/server/test_debug_access.py::test_addresses",
+    "access to the debug pages": (
+        "interop/server/test_debug_access.py::test_the_address_decides_access",
         "interop/server/test_debug_access.py::test_the_key_and_forwarded_requests",
         "server/site/test_served.py::test_debug_access",
     ),

@@ -1,1 +1,1 @@
-"""Our relay and client against the programs of others."""
+"""Relay and client of pyderp against programs of other projects."""

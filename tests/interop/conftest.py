@@ -1,4 +1,4 @@
-"""Relays to test against: each is started when first asked for and lives for the session."""
+"""Relays to test against: each is started on first use and runs for the session."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .relays import Relay
 
 RelayView: TypeAlias = dict[str, Any]
-"""What a scenario reports: ``ok``, perhaps ``error``, and its own observations."""
+"""The report of a scenario: ``ok``, perhaps ``error``, and its own observations."""
 
 GOPEER: Final = "gopeer"
 """Built with the clients of v1.102.3."""
@@ -25,7 +25,7 @@ _LIMIT = 90.0
 
 
 class Scenario:
-    """A scenario under way."""
+    """A running scenario."""
 
     def __init__(self, relay: Relay, name: str, *flags: str, program: str = GOPEER) -> None:
         """Start it; the process runs until :meth:`facts` is asked for."""

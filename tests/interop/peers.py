@@ -1,4 +1,4 @@
-"""Programs of others that these tests need, and what happens when one is missing."""
+"""Programs of other projects that tests need, and what happens when one is missing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def need(name: str) -> Path:
     """Return the program ``name``, from ``.peers/bin`` or else from ``PATH``.
 
-    Without it the test is skipped, or fails where ``PYDERP_REQUIRE_PEERS=1`` says that peers are
-    a must, as in CI: a skip that nobody reads is how interoperability rots.
+    Without it the test is skipped, or fails where ``PYDERP_REQUIRE_PEERS=1`` requires peers, as in
+    CI: otherwise a missing peer would go unnoticed.
     """
     built = REPOSITORY / ".peers" / "bin" / name
     if built.is_file() and os.access(built, os.X_OK):

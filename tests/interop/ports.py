@@ -1,4 +1,4 @@
-"""Ports for programs that cannot pick one themselves, or that must be told of another's before."""
+"""Ports for programs that cannot pick one, or that must know the port of another before."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _random: Final = random.SystemRandom()  # not seeded, so that no two processes g
 
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """Return a port that nobody has, from where the kernel takes none for outgoing connections.
+    """Return a free port outside of the range for outgoing connections.
 
-    A port of the kernel's choice may be an outgoing connection's a moment later, and more likely
-    so the more tests run at once.
+    A port of the kernel's choice may be that of an outgoing connection a moment later, the more
+    likely the more tests run at once.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:

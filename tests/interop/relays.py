@@ -1,4 +1,4 @@
-"""Relays as subprocesses: Go's ``derper`` and ours, set up alike."""
+"""Relays as subprocesses: Go's ``derper`` and pyderp, set up alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Kind: TypeAlias = Literal["derper", "derper-v1.104.7", "pyderp"]
-"""Go's relay, by the name of its program (the one without a version is v1.102.3), and ours."""
+"""Go's relay, by the name of its program (the one without a version is v1.102.3), and pyderp."""
 OLDER: Final[Kind] = "derper"
 NEWER: Final[Kind] = "derper-v1.104.7"
 DERPERS: Final = (OLDER, NEWER)
@@ -75,7 +75,7 @@ class Relay:
         return args
 
     def log_text(self) -> str:
-        """Return what the relay has logged so far."""
+        """Return the relay's log so far."""
         return self.log.read_text(errors="replace")
 
     def kill(self) -> None:
@@ -91,7 +91,7 @@ class Relay:
         _wait_for_port(self)
 
     def check_health(self) -> None:
-        """Fail if the relay has died or has logged an error that it did not foresee."""
+        """Fail if the relay has died or has logged an unexpected error."""
         text = self.log_text()
         code = self.process.poll()
         assert code is None, f"{self.kind} exited with {code}\n{text[-2000:]}"
@@ -114,7 +114,7 @@ def running(
 ) -> Iterator[Relay]:
     """Run a relay with its files in ``directory`` until the block ends.
 
-    It is told to listen on ``address``, and to use a certificate for ``hostname`` if ``named``;
+    It listens on ``address``, and uses a certificate for ``hostname`` if ``named``;
     ``options`` are more of its flags.
     """
     mesh = directory / "mesh.key"
@@ -147,7 +147,8 @@ def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) 
     if kind != "pyderp":
         program = [str(need(kind)), "-stun=false", "-http-port=-1", *flags]
         for _ in range(3):
-            # derper cannot pick a port, so a free one is guessed; another process may be faster.
+            # derper cannot pick a port, so a free one is guessed; another process may take it
+            # first.
             port = free_port(address)
             args = [*program, "-a", f"{address}:{port}"]
             relay = _launch(kind, setup, log, args, address, port)
@@ -202,7 +203,7 @@ def _wait_for_port(relay: Relay) -> None:
 def _wait_for_log(relay: Relay, pattern: re.Pattern[str]) -> re.Match[str]:
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
-        ended = relay.process.poll() is not None  # asked first: then the log is complete
+        ended = relay.process.poll() is not None  # before the log is read: then the log is complete
         if match := pattern.search(relay.log_text()):
             return match
         if ended:
@@ -213,7 +214,7 @@ def _wait_for_log(relay: Relay, pattern: re.Pattern[str]) -> re.Match[str]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process: politely, after ten seconds by force, and not twice."""
+    """End a process: by SIGTERM, after ten seconds by SIGKILL, and not twice."""
     process.terminate()
     try:
         process.wait(10)

@@ -1,7 +1,7 @@
-"""Asks STUN servers from inside a network namespace, and tells which address each answer has.
+"""Sends STUN requests from inside a network namespace, and prints the addresses in the answers.
 
-Its argument is a JSON list of questions: an address, a port, and the address to ask from, or
-nothing. It prints a list of answers: where each came from, and which address it tells.
+Its argument is a JSON list of requests: an address, a port, and the source address, or nothing. It
+prints a list of answers: the source of each, and the address in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Question: TypeAlias = tuple[str, int, str]
 
 
 def ask(host: str, port: int, source: str) -> tuple[str, str]:
-    """Where the answer came from, whatever it is, and which address it tells."""
+    """The source of the answer, and the address in it."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as sock:
         sock.settimeout(20)

@@ -1,4 +1,4 @@
-"""Our STUN server in a process of its own, here or in a namespace."""
+"""pyderp's STUN server in its own process, here or in a namespace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _END_WITHIN = 20.0
 
 @contextmanager
 def our_stun_server(host: str, command: Callable[[list[str]], list[str]] = list) -> Iterator[int]:
-    """Serve on ``host`` until the block ends; gives the port. No read or write may fail.
+    """Serve on ``host`` until the block ends; yields the port. No read or write may fail.
 
     ``command`` turns a command line into one that runs in a namespace.
     """

@@ -1,4 +1,4 @@
-"""Bootstrap DNS: the answers and counters of derper and ours, question by question."""
+"""Bootstrap DNS: the answers and counters of derper and pyderp, request by request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .relays import Kind, each_derper, running
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Addresses are names too, and "a b" is none: so no name server is asked.
+# Addresses are names as well, and "a b" is none: so no name server is asked.
 GOOD = ("192.0.2.7", "2001:db8::7")
 BAD = ("a b",)
 SECRET = "192.0.2.9"
@@ -33,7 +33,7 @@ def _ours(published: tuple[str, ...]) -> tuple[list[bytes], dict[str, int]]:
         served.start()
         found = set(GOOD) & set(published)
         known = served._answers
-        while not (  # noqa: ASYNC110 (nobody tells)
+        while not (  # noqa: ASYNC110 (there is no event)
             known._unpublished and known._body and found <= known._published.keys()
         ):
             await asyncio.sleep(0)

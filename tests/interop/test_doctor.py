@@ -1,4 +1,5 @@
-"""`pyderp doctor` beside real relays: Go's of both versions, ours, and all of them in a mesh."""
+"""`pyderp doctor` beside real relays: Go's of both versions, pyderp's, and all of them in a
+mesh."""
 
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ def doctor(*args: object, ca: Path | None = None) -> tuple[int, dict[tuple[str, 
 
 @pytest.mark.parametrize("setup", ["plain", "named", "pinned"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_healthy_relay_is_green(
+def test_a_healthy_relay_has_no_problem(
     relays: Callable[[Kind, Setup], Relay], kind: Kind, setup: Setup
 ) -> None:
-    """All that clients need is ok, and the same is there of each."""
+    """All that clients need is ok, and each relay has the same results."""
     relay = relays(kind, setup)
     host = "localhost" if setup == "named" else "127.0.0.1"
     url = f"{'http' if setup == 'plain' else 'https'}://{host}:{relay.port}/derp"
@@ -85,7 +86,7 @@ REGION = "region 900 (lab)"
 
 @pytest.mark.timeout(120)
 def test_a_mixed_mesh_passes_and_a_split_one_is_reported(tmp_path: Path) -> None:
-    """Go's relays of both versions and ours; then one of them has another mesh key."""
+    """Go's relays of both versions and pyderp's; then one of them has another mesh key."""
     with mesh([OLDER, NEWER, "pyderp"], tmp_path) as nodes:
         path = write_map(tmp_path / "map.json", nodes)
         code, found = doctor(path, ca=tmp_path / "localhost.crt")

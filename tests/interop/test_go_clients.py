@@ -1,8 +1,8 @@
-"""Tailscale's own Go clients drive our relay, and Go's ``derper`` for comparison.
+"""Tailscale's own Go clients drive pyderp's relay, and Go's ``derper`` for comparison.
 
-The scenarios live in ``go/``. The clients of each version of Go run them against ``derper`` of
-the same version and against ours, so that what a scenario expects of ours is known to be what
-Go's does; where relays differ, the scenario says why.
+The scenarios are in ``go/``. The clients of each version of Go run them against ``derper`` of
+the same version and against pyderp's, so that what a scenario expects of pyderp is known to be
+what Go's does; where relays differ, the scenario has the reason.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PAIRS: Final = (
 
 
 class Transport(NamedTuple):
-    """A way to a relay: how that is set up, and what the client is told."""
+    """A transport to a relay: how the relay is set up, and the flags of the client."""
 
     setup: Setup
     flags: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ ON_EACH_STREAM = [
 """Run once on plain TCP, TLS and websocket each."""
 
 BY_HAND = ["upgrade", "faststart", "httpanswers", "wshandshake", "wsframes"]
-"""Written to the socket byte by byte, so with or without TLS is all the choice there is."""
+"""Written to the socket byte by byte, so the only choice is with or without TLS."""
 
 CASES = [
     *((name, transport) for name in EVERYWHERE for transport in TRANSPORTS),
@@ -123,7 +123,7 @@ def pair(request: pytest.FixtureRequest, mute_clients: Callable[[Pair], Scenario
 
 
 def flags_for(kind: Kind, transport: Transport) -> list[str]:
-    """Return the client's flags; our relay takes and gives any legal size by websocket."""
+    """Return the client's flags; pyderp's relay takes and sends any legal size by websocket."""
     full = ["-expect-ws-full"] if kind == "pyderp" else []
     return [*transport.flags, *full]
 
@@ -140,7 +140,7 @@ def test_scenario(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_transport_is_what_it_claims_to_be(
+def test_the_transport_is_the_requested_one(
     pair: Pair, transport: str, relays: Callable[[Kind, Setup], Relay]
 ) -> None:
     """Websocket is websocket, TLS 1.3 starts fast, TLS 1.2 does not."""
@@ -150,7 +150,7 @@ def test_transport_is_what_it_claims_to_be(
     expected = {
         "http": {"transport": "derp", "websocket": False},
         "https": {"transport": "tls", "tls_version": "TLS 1.3", "fast_start": True},
-        # The meta certificate is there, but in TLS 1.2 everybody can read it: no fast start.
+        # The meta certificate is sent, but TLS 1.2 does not encrypt it: no fast start.
         "tls12": {"tls_version": "TLS 1.2", "meta_cert": True, "fast_start": False},
         "pin": {"tls_version": "TLS 1.3", "fast_start": True, "sni": ""},
         "ws": {"transport": "websocket", "websocket": True},
@@ -161,20 +161,20 @@ def test_transport_is_what_it_claims_to_be(
 
 @pytest.mark.parametrize("program", [GOPEER, NEWER_GOPEER])
 def test_wrong_pin_is_refused(program: str, relays: Callable[[Kind, Setup], Relay]) -> None:
-    """The pin that the other tests use is really looked at."""
+    """The pin that the other tests use is really compared."""
     relay = replace(relays(OLDER, "pinned"), pin="sha256-raw:" + 64 * "0")
     with pytest.raises(AssertionError, match="cert hash does not match"):
         play(relay, "sendrecv", program=program)
 
 
 def test_second_departure_of_a_peer(pair: Pair, relays: Callable[[Kind, Setup], Relay]) -> None:
-    """Go's relay tells a connection only once that a peer has left; ours tells it every time."""
+    """Go's relay sends PeerGone once a connection; pyderp's sends it every time."""
     facts = play(relays(pair.kind, "plain"), "peergone", program=pair.program)
     assert facts["second_departure_told"] is (pair.kind == "pyderp")
 
 
-def test_every_size(pair: Pair, relays: Callable[[Kind, Setup], Relay]) -> None:
-    """Every packet size around a buffer border, and a sample of those between, arrives whole."""
+def test_every_size_arrives_whole(pair: Pair, relays: Callable[[Kind, Setup], Relay]) -> None:
+    """Every packet size around a buffer limit, and a sample of those between."""
     # `gopeer -scenario everysize` without a stride sends all 65537 sizes: 2 GB, a few seconds.
     flags = ["-stride", "97"]
     facts = play(relays(pair.kind, "plain"), "everysize", flags, program=pair.program)
@@ -185,7 +185,7 @@ def test_every_size(pair: Pair, relays: Callable[[Kind, Setup], Relay]) -> None:
 def test_mute_client_is_dropped_after_ten_seconds(
     pair: Pair, mute_clients: Callable[[Pair], Scenario]
 ) -> None:
-    """A client that sends nothing, or half a ClientInfo, is hung up on."""
+    """The relay closes a client that sends nothing, or half a ClientInfo."""
     mute_clients(pair).facts()
 
 

@@ -1,4 +1,4 @@
-"""Our metrics beside those of a real ``derper``: same names, types, labels, and numbers."""
+"""pyderp's metrics beside those of a real ``derper``: same names, types, labels, and numbers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 RATES = '{"PerClientRateLimitBytesPerSec": 1000000, "PerClientRateBurstBytes": 2000000}'
 
-# What is left out: Go's runtime.
+# Left out: Go's runtime.
 GO = re.compile(r"(go_|goamd64_|memstats_|goroutines$)")
 GO_JSON = {"cmdline", "gauge_goroutines", "go_sync_mutex_wait_seconds", "go_version", "memstats"}
 GO_JSON |= {"gauge_goamd64_capable", "gauge_goamd64_compiled"}  # since v1.104
-# What ours and derper have since v1.104, by its name for Prometheus and in JSON.
+# Metrics that pyderp and derper have since v1.104, by derper's name for Prometheus and in JSON.
 NEW = {"stun_no_local_addr"}
 NEW_JSON = {"counter_no_local_addr"}
-# Labels that appear once there is something to count, after ten seconds.
+# Labels that appear after the first event, after ten seconds.
 LATER = {"derp_tcp_rtt"}
 LINE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 
@@ -58,7 +58,7 @@ class Scrape:
                 labels = frozenset(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
                 scrape.series[match[1], labels] = float(match[3])
                 if not re.search("_(bucket|sum|count)$", match[1]):
-                    # Without a type it is untyped; derper does not say so.
+                    # Without a type it is untyped; derper omits that.
                     scrape.types.setdefault(match[1], "untyped")
         return scrape
 
@@ -162,7 +162,7 @@ def test_metrics_have_the_same_labels(derper: Scrape, ours: Scrape) -> None:
     theirs = {each for each in derper.labels(values=True) if not GO.match(each[0])}
     mine = {each for each in ours.labels(values=True) if not each[0].startswith("pyderp_")}
     assert theirs <= mine
-    # Ours tells of the queues to other relays, which derper does not have, and what was lost to
+    # pyderp also counts the queues to other relays, which derper does not have, and packets lost to
     # clients that do not read.
     assert {dict(labels)["reason"] for name, labels in mine - theirs if name not in NEW} == {
         "mesh_link_full",

@@ -1,4 +1,4 @@
-"""Go's ``derper`` and our relay, side by side, with the same file of rate limits."""
+"""Go's ``derper`` and pyderp's relay, side by side, with the same file of rate limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(90)
 
 RATE: Final = 20_000
 BURST: Final = 65_568
-"""The least, which is what a relay takes when none is given."""
+"""The minimum, which is also the default."""
 LIMITS: Final = json.dumps({"PerClientRateLimitBytesPerSec": RATE})
 PACKET: Final = bytes(1000)
 FRAME: Final = 32 + len(PACKET)
@@ -31,11 +31,11 @@ FRAME: Final = 32 + len(PACKET)
 AT_ONCE: Final = 16
 """Packets that are under way at a time."""
 READ: Final = 8 * 1024 + 2 * (5 + FRAME)
-"""What one read brings, at most; our relay relays it and lets the client pay afterwards."""
+"""What one read brings, at most; pyderp relays it, and the client waits afterwards."""
 
 
 async def deliver(sender: Client, receiver: Client, count: int) -> float:
-    """Send packets as fast as the relay takes them; gives the time when the last is there.
+    """Send packets as fast as the relay takes them; returns the time when the last has arrived.
 
     A few at a time: a relay drops what exceeds its queue of 32 packets.
     """
@@ -50,21 +50,21 @@ async def deliver(sender: Client, receiver: Client, count: int) -> float:
 
 
 def reload(relay: Relay, path: Path, content: str) -> None:
-    """Have a relay read its file again, with this in it."""
+    """Have a relay read its file again, with this content."""
     path.write_text(content)
     relay.process.send_signal(signal.SIGHUP)
 
 
 async def logged(relay: Relay, line: str, times: int = 1) -> None:
-    """Wait until a relay has said something so often."""
+    """Wait until a relay has logged a line this many times."""
     async with asyncio.timeout(BOUND):
-        while relay.log_text().count(line) < times:  # noqa: ASYNC110 (another process's log)
+        while relay.log_text().count(line) < times:  # noqa: ASYNC110 (the log of another process)
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_exceeds_the_burst_comes_at_the_rate(kind: Kind, tmp_path: Path) -> None:
-    """Nothing is lost, and files that are read again act on those who are connected."""
+def test_packets_above_the_burst_come_at_the_rate(kind: Kind, tmp_path: Path) -> None:
+    """No packet is lost, and a file that is read again applies to connected clients."""
     path = tmp_path / "rates.json"
     path.write_text(LIMITS)
     with running(kind, "plain", tmp_path, options=[f"--rate-config={path}"]) as relay:

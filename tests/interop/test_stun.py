@@ -1,4 +1,4 @@
-"""STUN: Go's client against our server, and our server beside Go's, datagram by datagram."""
+"""STUN: Go's client against pyderp's server, and both servers compared, datagram by datagram."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Answers: TypeAlias = list[bytes]
 
 @contextmanager
 def theirs(kind: Kind, host: str, directory: Path) -> Iterator[int]:
-    """Go's server of a version; gives its STUN port."""
+    """Go's server of a version; yields its STUN port."""
     log = directory / "derper.log"
     for _ in range(_TRIES):
-        # It cannot pick ports, and keeps silent about a STUN port that is taken.
+        # It cannot pick ports, and logs nothing about a STUN port that is taken.
         port = free_port("::", socket.SOCK_DGRAM)
         args = [str(need(kind)), "-c", str(directory / "derper.json"), "-http-port=-1"]
         args += ["-a", f"{host}:{free_port('::')}", f"-stun-port={port}"]
@@ -65,7 +65,7 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
             except TimeoutError:
                 continue
             except ConnectionRefusedError:
-                # Nobody listens yet; wait as long as for an answer.
+                # No server listens yet; wait as long as for an answer.
                 try:
                     process.wait(0.1)
                 except subprocess.TimeoutExpired:
@@ -80,12 +80,12 @@ class Pair:
     """Both servers, listening alike."""
 
     kind: Kind
-    """Which derper it is."""
+    """The version of derper."""
     derper: int
     ours: int
 
     def ask(self, datagrams: list[bytes], host: str = "127.0.0.1") -> tuple[Answers, Answers]:
-        """What each answers to the same datagrams from the same address."""
+        """The answers of each to the same datagrams from the same address."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         answers: list[Answers] = []
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
@@ -93,7 +93,7 @@ class Pair:
             for port in (self.derper, self.ours):
                 answers.append([])
                 for datagram in datagrams:
-                    # One follows the other: what is answered at all is there before the end is.
+                    # The servers answer in turn: all answers are there before the end is.
                     sock.sendto(datagram, (host, port))
                     sock.sendto(_END, (host, port))
                     while (answer := sock.recv(2048))[8:20] != _END[8:20]:
@@ -126,7 +126,7 @@ def wildcard(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_stunc_reads_our_answer(host: str) -> None:
+def test_stunc_reads_the_answer(host: str) -> None:
     stunc = need("stunc")
     with our_stun_server("") as port:
         done = subprocess.run(
@@ -136,26 +136,26 @@ def test_stunc_reads_our_answer(host: str) -> None:
             timeout=20,
             check=True,
         )
-    # An IPv4 client hears its address as IPv4, without ::ffff: in front.
-    told = re.search(r"stun addr:\s*\[?([0-9a-f.:]+?)\]?:\d+$", done.stderr, re.MULTILINE)
-    assert told, done.stderr
-    assert told[1] == host
+    # An IPv4 client gets its address as IPv4, without ::ffff: in front.
+    shown = re.search(r"stun addr:\s*\[?([0-9a-f.:]+?)\]?:\d+$", done.stderr, re.MULTILINE)
+    assert shown, done.stderr
+    assert shown[1] == host
 
 
-def test_derper_and_we_answer_with_the_same_bytes(bound: Pair) -> None:
+def test_both_answer_with_the_same_bytes(bound: Pair) -> None:
     derper, own = bound.ask([REQUEST])
     assert derper == own
     assert [len(answer) for answer in own] == [32]
 
 
-def test_over_ipv6_too(wildcard: Pair) -> None:
+def test_both_answer_with_the_same_bytes_over_ipv6(wildcard: Pair) -> None:
     derper, own = wildcard.ask([REQUEST], "::1")
     assert derper == own
     assert [len(answer) for answer in own] == [44]
 
 
 def test_a_socket_on_all_addresses_reports_ipv4_addresses_as_ipv4(wildcard: Pair) -> None:
-    """derper does since v1.104; before, it tells it as an address of IPv6."""
+    """derper does since v1.104; before, it sends it as an IPv6 address."""
     derper, own = wildcard.ask([REQUEST])
     assert [len(answer) for answer in derper] == [44 if wildcard.kind == OLDER else 32]
     assert [len(answer) for answer in own] == [32]
@@ -173,7 +173,7 @@ def _attribute(random_: random.Random) -> bytes:
 
 
 def _variant(random_: random.Random) -> bytes:
-    """A request that may be good, damaged, or of unusual make."""
+    """A request that may be good, damaged, or unusual."""
     attributes = [REQUEST[20:32]] * random_.randint(0, 2)
     attributes += [_attribute(random_) for _ in range(random_.randint(0, 3))]
     random_.shuffle(attributes)
@@ -191,7 +191,7 @@ def _variant(random_: random.Random) -> bytes:
     return datagram
 
 
-def test_derper_and_we_answer_the_same_requests(bound: Pair) -> None:
+def test_both_answer_the_same_requests(bound: Pair) -> None:
     random_ = random.Random(8489)  # the same each time
     datagrams = [_variant(random_) for _ in range(600)]
     derper, own = bound.ask(datagrams)

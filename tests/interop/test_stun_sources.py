@@ -49,7 +49,7 @@ class Network:
     server: Namespace
 
     def ask(self, *questions: tuple[str, int, str]) -> list[list[str]]:
-        """Where answers came from, and the address that they tell."""
+        """The source of each answer, and the address in it."""
         argument = json.dumps(questions)
         command = [sys.executable, "-m", "tests.interop.stun_inside", argument]
         outcome = subprocess.run(
@@ -60,7 +60,7 @@ class Network:
         return seen
 
     def serving(self, host: str) -> AbstractContextManager[int]:
-        """Our server; gives its port."""
+        """pyderp's server; yields its port."""
         return our_stun_server(host, self.server.command)
 
 
@@ -77,8 +77,8 @@ def add_addresses(namespace: Namespace, device: str, addresses: tuple[str, ...])
 
 @contextmanager
 def derper_serving(net: Network, host: str, directory: Path) -> Iterator[int]:
-    """Go's server, of the version that chooses the address; gives its port."""
-    port = 3478  # in this namespace nobody else can have it
+    """Go's server, of the version that chooses the address; yields its port."""
+    port = 3478  # no other process can have it in this namespace
     args = [str(need(NEWER)), "-c", str(directory / "derper.json"), "-http-port=-1"]
     args += [f"-a={host}:3340", f"-stun-port={port}"]
     with daemon(net.server, args, directory / "derper.log", os.environ) as process:
@@ -122,7 +122,7 @@ V6 = ("fd79::3", "fd79::2", "fd79:8::8")
 
 
 @of_both
-def test_each_address_answers_for_itself(kind: Kind, net: Network, tmp_path: Path) -> None:
+def test_each_address_answers_with_itself(kind: Kind, net: Network, tmp_path: Path) -> None:
     with serving(kind, net, "", tmp_path) as port:
         seen = net.ask(
             *((host, port, "") for host in V4), *((host, port, "fd79::1") for host in V6)
@@ -134,14 +134,16 @@ def test_each_address_answers_for_itself(kind: Kind, net: Network, tmp_path: Pat
 
 
 @of_both
-def test_on_an_ipv4_socket_too(kind: Kind, net: Network, tmp_path: Path) -> None:
+def test_each_address_answers_with_itself_on_an_ipv4_socket(
+    kind: Kind, net: Network, tmp_path: Path
+) -> None:
     with serving(kind, net, "0.0.0.0", tmp_path) as port:
         seen = net.ask(*((host, port, "") for host in V4))
     assert seen == [[host, "10.79.0.1"] for host in V4]
 
 
 def test_a_broadcast_is_answered_from_an_address_of_the_host(net: Network) -> None:
-    """It has none of its own, and nothing can be sent from a broadcast address."""
+    """No packet can be sent from a broadcast address."""
     script = (
         "import socket, sys; from tests.interop.stun_inside import pack_request, TX\n"
         "sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sock.settimeout(20)\n"
@@ -158,8 +160,8 @@ def test_a_broadcast_is_answered_from_an_address_of_the_host(net: Network) -> No
 
 
 @pytest.mark.parametrize("source", ["fe80::1%veth", "fd79::1"])
-def test_link_local_addresses_answer_for_themselves(net: Network, source: str) -> None:
-    """A client with a global address gets an answer only if it keeps its interface."""
+def test_link_local_addresses_answer_with_themselves(net: Network, source: str) -> None:
+    """A client with a global address gets an answer only if the answer keeps the interface."""
     hosts = ("fe80::3", "fe80::2")
     with net.serving("") as port:
         seen = net.ask(*((f"{host}%veth", port, source) for host in hosts))
@@ -172,7 +174,7 @@ def test_stunc_gets_the_answer_from_the_address_it_asked(net: Network) -> None:
         for host in (*V4, *V6):
             done = net.client.run(stunc, host, str(port))
             assert done.returncode == 0, done.stderr
-            told = re.search(r"from addr:\s*\[?([0-9a-f.:]+?)\]?:\d+$", done.stderr, re.MULTILINE)
-            assert told, done.stderr
+            shown = re.search(r"from addr:\s*\[?([0-9a-f.:]+?)\]?:\d+$", done.stderr, re.MULTILINE)
+            assert shown, done.stderr
             # Go shows IPv4 as its own socket does, mapped.
-            assert told[1].removeprefix("::ffff:") == host
+            assert shown[1].removeprefix("::ffff:") == host

@@ -28,7 +28,7 @@ class Pebble:
 
     folder: Path
     http_port: int
-    """Where it asks for HTTP-01."""
+    """Port that it asks for HTTP-01."""
     tls_port: int
     settings: Mapping[str, Any]
     environment: Mapping[str, str]
@@ -42,7 +42,7 @@ class Pebble:
 
     @property
     def ca_file(self) -> Path:
-        """Who vouches for Pebble's own HTTPS."""
+        """The certificate that Pebble's own HTTPS is verified with."""
         return self.folder / "127.0.0.1.crt"
 
     def log(self) -> str:
@@ -90,8 +90,8 @@ def running(
 
     Args:
         http_port: where it asks for HTTP-01.
-        tls_port: and for TLS-ALPN-01.
-        environment: its knobs, over those that make it quick and reliable.
+        tls_port: where it asks for TLS-ALPN-01.
+        environment: variables over those that make it quick and reliable.
         settings: of its JSON file.
     """
     folder.mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ PROFILES = {
     "default": {"description": "as usual", "validityPeriod": 7776000},
     "shortlived": {"description": "six days", "validityPeriod": 518400},
 }
-"""Pebble gives a certificate without profile one of these at random."""
+"""Pebble picks one of these at random for a certificate without profile."""
 
 
 def settings(pebble: Pebble, folder: Path, **more: Any) -> ACMETLS:
@@ -52,14 +52,14 @@ def source_of(tls: ACMETLS) -> ACMECertificates:
 
 @contextlib.asynccontextmanager
 async def served(source: ACMECertificates, pebble: Pebble) -> AsyncIterator[Served]:
-    """Serve where Pebble asks."""
+    """Serve on the ports that Pebble asks."""
     async with serving(source, http_port=pebble.http_port, tls_port=pebble.tls_port) as ports:
         yield ports
 
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (another process's doing)
+        while not condition():  # noqa: ASYNC110 (another process has no event)
             await asyncio.sleep(0.01)
 
 
@@ -75,7 +75,9 @@ def pebble_at(folder: Path, **settings: Any) -> Iterator[Pebble]:
 
 
 @pytest.mark.parametrize("way", ["http-01", "tls-alpn-01"])
-async def test_issuance(tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_certificate_is_issued_and_used_after_a_restart(
+    tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pebble_at(tmp_path) as pebble:
         more = {} if way == "http-01" else {"http_port": None}
         source = source_of(settings(pebble, tmp_path, email="ops@example.com", **more))
@@ -86,7 +88,7 @@ async def test_issuance(tmp_path: Path, way: str, caplog: pytest.LogCaptureFixtu
                 assert names(leaf) == (NAME,)
         assert "failed" not in caplog.text
         asked = pebble.log().count("/order-plz -> calling")
-        # A restart uses the disk, and the same account.
+        # A restart uses the files, and the same account.
         again = source_of(settings(pebble, tmp_path, **more))
         async with served(again, pebble):
             assert again.certificates() == source.certificates()
@@ -96,7 +98,7 @@ async def test_issuance(tmp_path: Path, way: str, caplog: pytest.LogCaptureFixtu
 async def test_a_failed_challenge_is_followed_by_the_other_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Port 80 may be closed by a firewall that lets 443 pass."""
+    """A firewall may close port 80 and pass 443."""
     with pebble_at(tmp_path) as pebble:
         source = source_of(settings(pebble, tmp_path))
         async with serving(source, tls_port=pebble.tls_port):
@@ -119,7 +121,9 @@ async def test_an_address_gets_a_short_lived_certificate(tmp_path: Path) -> None
 KID, KEY = "kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
 
 
-async def test_external_account_binding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_external_account_binding_is_required_and_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     eab = {"externalAccountBindingRequired": True, "externalAccountMACKeys": {KID: KEY}}
     with pebble_at(tmp_path, **eab) as pebble:
         source = source_of(settings(pebble, tmp_path / "without"))
@@ -128,14 +132,14 @@ async def test_external_account_binding(tmp_path: Path, caplog: pytest.LogCaptur
         source = source_of(settings(pebble, tmp_path, eab_kid=KID, eab_key=KEY))
         async with served(source, pebble):
             await until(source.certificates)
-            # The account is known by its key from now on.
+            # From now on the account is found by its key.
             (tmp_path / "certs" / NAME).unlink()
         source = source_of(settings(pebble, tmp_path))
         async with served(source, pebble):
             await until(source.certificates)
 
 
-async def test_renewal_before_expiry_with_live_connections(tmp_path: Path) -> None:
+async def test_renewal_before_expiry_keeps_connections(tmp_path: Path) -> None:
     short = {"short": {"description": "", "validityPeriod": 4}}
     with pebble_at(tmp_path, profiles=short) as pebble:
         source = source_of(settings(pebble, tmp_path))
@@ -173,7 +177,7 @@ async def test_stale_nonces_are_tried_again(tmp_path: Path) -> None:
             await until(source.certificates)
 
 
-async def test_an_account_key_that_is_none_is_replaced(
+async def test_an_invalid_account_key_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pebble_at(tmp_path) as pebble:

@@ -1,4 +1,4 @@
-"""The same servers decide about the same clients for Go's ``derper`` and for ours, alike."""
+"""The same servers decide about the same clients for Go's ``derper`` and for pyderp, alike."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ OPEN_FOR_DERPER = (
     "redirect to no URL",
     "redirect to nowhere",
 )
-"""Connections without a good answer that are no reason for ours to let anybody in."""
+"""Connections without a valid answer, after which pyderp admits no client."""
 
 
-async def lets_in(derper: Relay, private: NodePrivate) -> bool:
-    """Connect to the relay; tell whether it completes the login."""
+async def completes_login(derper: Relay, private: NodePrivate) -> bool:
+    """Connect to the relay; return whether it completes the login."""
     try:
         client = await connect((ADDRESS, derper.port), private=private)
     except (EOFError, OSError):
@@ -63,7 +63,7 @@ async def start(kind: Kind, directory: Path, *options: str) -> tuple[Relay, asyn
 
 
 def shape(request: Request) -> tuple[bytes, bytes, dict[str, str]]:
-    """All of a request but the name of the program."""
+    """All of a request except the name of the program."""
     headers = {name: text for name, text in request.headers.items() if name != "User-Agent"}
     return request.line, request.body, headers
 
@@ -87,7 +87,7 @@ async def compare_urls(server: FakeServer, derper: Relay, controller: AdmissionU
         server.reply = always(reply)
         server.requests.clear()
         private = NodePrivate.generate()
-        theirs = await lets_in(derper, private)
+        theirs = await completes_login(derper, private)
         asked = len(server.requests)
         verdict = await controller.ask(ClientIdentity(private.public, ADDRESS))
         assert theirs is (verdict.allowed or name in OPEN_FOR_DERPER), name
@@ -95,8 +95,8 @@ async def compare_urls(server: FakeServer, derper: Relay, controller: AdmissionU
 
 
 @pytest.mark.parametrize("kind", DERPERS)
-def test_an_admission_url(kind: Kind, tmp_path: Path) -> None:
-    """Requests are equal but for User-Agent, and so is what comes of every kind of answer."""
+def test_an_admission_url_is_asked_alike(kind: Kind, tmp_path: Path) -> None:
+    """Requests are equal except for User-Agent, and so is the effect of every kind of answer."""
 
     async def main() -> None:
         async with serving([]) as server:
@@ -108,10 +108,10 @@ def test_an_admission_url(kind: Kind, tmp_path: Path) -> None:
                 server.reply = always([STALL])
                 private = NodePrivate.generate()
                 theirs, ours = await asyncio.gather(
-                    lets_in(derper, private),
+                    completes_login(derper, private),
                     controller.ask(ClientIdentity(private.public, ADDRESS)),
                 )
-                # derper takes it for unreachable, and lets in whoever brought it to that.
+                # derper takes the controller for unreachable, and admits the client.
                 assert theirs
                 assert (ours.allowed, ours.cause) == (False, Cause.TIMED_OUT)
             finally:
@@ -123,7 +123,7 @@ def test_an_admission_url(kind: Kind, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", DERPERS)
 def test_an_admission_url_that_fails_closed(kind: Kind, tmp_path: Path) -> None:
-    """Without a response nobody comes in."""
+    """Without a response no client is admitted."""
 
     async def main() -> None:
         async with serving([CLOSE]) as server:
@@ -132,7 +132,7 @@ def test_an_admission_url_that_fails_closed(kind: Kind, tmp_path: Path) -> None:
             controller = AdmissionURL(server.url, AdmissionCounters(), fail_open=False)
             try:
                 private = NodePrivate.generate()
-                assert not await lets_in(derper, private)
+                assert not await completes_login(derper, private)
                 verdict = await controller.ask(ClientIdentity(private.public, ADDRESS))
                 assert not verdict.allowed
             finally:
@@ -143,8 +143,8 @@ def test_an_admission_url_that_fails_closed(kind: Kind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", DERPERS)
-def test_a_local_tailscaled(kind: Kind, tmp_path: Path) -> None:
-    """Requests and what comes of every kind of answer are equal."""
+def test_a_local_tailscaled_is_asked_alike(kind: Kind, tmp_path: Path) -> None:
+    """Requests are equal, and so is the effect of every kind of answer."""
     path = tmp_path / "d.sock"
 
     async def main() -> None:
@@ -156,7 +156,7 @@ def test_a_local_tailscaled(kind: Kind, tmp_path: Path) -> None:
                     server.reply = always([reply, CLOSE])
                     server.requests.clear()
                     private = NodePrivate.generate()
-                    theirs = await lets_in(derper, private)
+                    theirs = await completes_login(derper, private)
                     verdict = await daemon.ask(ClientIdentity(private.public, ADDRESS))
                     assert verdict.allowed is theirs, name
                     asked, again = (server.requests[n] for n in (0, -1))

@@ -1,4 +1,4 @@
-"""A real ``tailscaled`` says whom it knows, and nobody comes in without it."""
+"""A real ``tailscaled`` decides about admission; no client is admitted without it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DERP_MAP = {
         }
     },
 }
-"""The control server insists on a region; no relay runs there."""
+"""The control server requires a region; no relay runs there."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    """Two daemons, not logged in; one of them stands for the relay's machine."""
+    """Two daemons, not logged in; one of them is that of the relay's machine."""
     need_namespaces()
     control_server = need("controlserver")
     with ExitStack() as stack:
@@ -101,12 +101,12 @@ def key_of(status: dict[str, Any]) -> NodePublic:
 
 
 def test_the_daemon_decides(machine: Machine) -> None:
-    """Nodes of its network map come in, others do not, and nobody once it has stopped."""
+    """Nodes of its network map are admitted, others are not, and none is once it has stopped."""
 
     async def before_login() -> None:
         async with gate_of(machine) as gate:
-            stranger = NodePrivate.generate().public
-            verdict = await gate.ask(ClientIdentity(stranger, "192.0.2.7"))
+            unknown = NodePrivate.generate().public
+            verdict = await gate.ask(ClientIdentity(unknown, "192.0.2.7"))
             assert not verdict.allowed
             assert await gate.check_self() == "localClient.Status: tailscaled is not logged in"
 
@@ -114,12 +114,12 @@ def test_the_daemon_decides(machine: Machine) -> None:
         async with gate_of(machine) as gate:
             for key in (peer, own):
                 assert await gate.ask(ClientIdentity(key, "192.0.2.7")) == Verdict(True)
-            stranger = NodePrivate.generate().public
-            assert await gate.ask(ClientIdentity(stranger, "192.0.2.7")) == Verdict(
-                False, f"peer {stranger} not authorized (not found in local tailscaled)"
+            unknown = NodePrivate.generate().public
+            assert await gate.ask(ClientIdentity(unknown, "192.0.2.7")) == Verdict(
+                False, f"peer {unknown} not authorized (not found in local tailscaled)"
             )
             assert await gate.check_self() is None
-            # The same gate, with a connection that it has kept.
+            # The same gate, with a connection that it has kept open.
             await asyncio.to_thread(machine.running.stop)
             verdict = await gate.ask(ClientIdentity(peer, "192.0.2.7"))
             assert (verdict.allowed, verdict.definitive) == (False, False)

@@ -1,4 +1,4 @@
-"""Proxies of others as subprocesses: tinyproxy, microsocks, haproxy, nginx."""
+"""Proxies of other projects as subprocesses: tinyproxy, microsocks, haproxy, nginx."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def nginx(directory: Path, server: Callable[[int], str]) -> Iterator[Program]:
 
 
 def with_names(names: Sequence[str], command: Sequence[str], directory: Path) -> list[str]:
-    """The command, in a mount namespace of its own where /etc/hosts knows `names`."""
+    """The command, in its own mount namespace where /etc/hosts has `names`."""
     if not names:
         return list(command)
     if os.geteuid() != 0:
@@ -113,11 +113,11 @@ def with_names(names: Sequence[str], command: Sequence[str], directory: Path) ->
 def _started(
     name: str, command: Callable[[int], Sequence[str]], directory: Path
 ) -> Iterator[Program]:
-    """Run what `command` gives for a free port, until the block ends."""
+    """Run the command line that `command` returns for a free port, until the block ends."""
     log = directory / f"{name}-{next(_serial)}.log"
     program = _launch(command, log)
     for _ in range(_ATTEMPTS - 1):
-        # None of them can pick a port, so a free one is guessed; another may be faster.
+        # None of them can pick a port, so a free one is guessed; another process may take it first.
         if _listens(program):
             break
         _stop(program.process)

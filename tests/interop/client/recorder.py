@@ -1,4 +1,4 @@
-"""A TCP relay in front of a relay: records what passes, holds it back, or cuts it off."""
+"""A TCP relay in front of a relay: records bytes, holds them back, or cuts the connection."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Passage:
     received: bytearray = field(default_factory=bytearray)
     """From the server."""
     held: bool = False
-    """What the server says is kept back until the client has been released."""
+    """Bytes of the server are held back until the client is released."""
 
 
 class Recorder:
-    """Listens on a port of its own and connects each client to another one.
+    """A listener that connects each client to another port.
 
     Args:
         target: host and port.
-        hold: keep back all that the server says after the client has spoken twice. In TLS 1.3
+        hold: keep back all that the server sends after the client has sent twice. In TLS 1.3
             that is all that follows the server's part of the handshake.
     """
 
@@ -53,7 +53,7 @@ class Recorder:
         self._start(self._accept())
 
     def release(self) -> None:
-        """Let through what was held back."""
+        """Let the bytes pass that were held back."""
         self._released.set()
 
     def cut(self, *, reset: bool = False) -> None:

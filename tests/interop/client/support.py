@@ -1,4 +1,4 @@
-"""How our client is pointed at a relay, and steps that many tests share."""
+"""How pyderp's client is pointed at a relay, and steps that many tests share."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ EACH_KIND_ONCE = pytest.mark.parametrize(
 """All relays and both loops, in half the time of all combinations."""
 MESH = MeshKey.parse(MESH_KEY)
 DIRECT = NetworkSettings()
-"""No proxies, whatever the environment of the tests says."""
-NOBODY = TLSConfig(system_roots=False, builtin_roots=False)
+"""No proxies, with any environment of the tests."""
+NO_ROOTS = TLSConfig(system_roots=False, builtin_roots=False)
 BOUND = 10.0
 """Seconds that one step with a relay on the same machine may take."""
 
@@ -44,9 +44,9 @@ GetRelay = Callable[[Kind, Setup], Relay]
 
 
 def config(relay: Relay, **changes: Any) -> ClientConfig:
-    """Settings that trust this relay's certificate and nobody else's."""
+    """Settings that trust this relay's certificate only."""
     roots = () if relay.ca is None else (relay.ca,)
-    settings = ClientConfig(network=DIRECT, tls=replace(NOBODY, extra_roots=roots))
+    settings = ClientConfig(network=DIRECT, tls=replace(NO_ROOTS, extra_roots=roots))
     return replace(settings, **changes)
 
 
@@ -86,7 +86,7 @@ async def clients(*made: Client) -> AsyncIterator[None]:
         for client in made:
             await stack.enter_async_context(client)
             await client.connect()
-            await client.ping()  # connected is only that the login has left
+            await client.ping()  # connected only means that the login has left
         yield
 
 
@@ -104,7 +104,7 @@ async def next_of(client: Client, kind: type[M], seconds: float = BOUND) -> M:
 
 
 async def settled(client: Client) -> list[Message]:
-    """All that the relay had to say to a client so far.
+    """All messages that the relay has for a client so far.
 
     The relay answers a ping after all that it has queued before.
     """
@@ -118,23 +118,23 @@ async def settled(client: Client) -> list[Message]:
 
 
 async def deliver(source: Client, target: Client, packet: bytes = b"hello") -> None:
-    """Send a packet and see it arrive."""
+    """Send a packet and wait for it to arrive."""
     await within(source.send(target.self_public_key, packet))
     got = await next_of(target, ReceivedPacket)
     assert got == ReceivedPacket(source.self_public_key, packet)
 
 
 async def talk(a: Client, b: Client) -> None:
-    """Packets arrive in both directions."""
+    """Send packets in both directions."""
     async with clients(a, b):
         await deliver(a, b, b"from a to b")
         await deliver(b, a, b"from b to a")
 
 
 async def until(condition: Callable[[], bool], seconds: float = BOUND) -> None:
-    """Wait until something holds that no event tells of."""
+    """Wait until a condition holds for which there is no event."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (what is looked at lies outside of this loop)
+        while not condition():  # noqa: ASYNC110 (the condition lies outside of this loop)
             await asyncio.sleep(0.02)
 
 

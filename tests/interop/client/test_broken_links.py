@@ -1,4 +1,4 @@
-"""Links that go down without a word, and addresses that swallow all: nothing hangs for ever.
+"""Links that fail silently, and addresses that drop all packets: no call hangs.
 
 The relay is in the hub of a private network and the client in one of its nodes.
 """
@@ -47,7 +47,7 @@ _CLONE_NEWNET = 0x40000000
 
 @contextmanager
 def inside(namespace: Namespace) -> Iterator[None]:
-    """What this thread opens or starts in the block is in a network namespace."""
+    """Sockets and processes of this thread in the block are in a network namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def enter(handle: int) -> None:
@@ -112,12 +112,12 @@ def ip(*args: str) -> None:
 
 
 def link(network: Network, state: str) -> None:
-    """Take the hub's end of node a's link up or down; node a itself is told nothing."""
+    """Take the hub's end of node a's link up or down; node a itself is not notified."""
     ip("-n", network.hub.name, "link", "set", "to-a", state)
 
 
 def wait_until_reachable(relay: Relay) -> None:
-    """The kernel may take a second to notice that a link is up."""
+    """Wait for the kernel, which may take a second to notice that a link is up."""
     for _ in range(50):
         with suppress(OSError):
             socket.create_connection((relay.address, relay.port), timeout=0.2).close()
@@ -127,7 +127,7 @@ def wait_until_reachable(relay: Relay) -> None:
 
 
 def impatient(relay: Relay) -> Client:
-    """A client that gives up soon."""
+    """A client with short timeouts."""
     return client_of(relay, receive_timeout=SILENCE, connect_timeout=SILENCE)
 
 
@@ -142,15 +142,15 @@ async def endlessly(send: Callable[[bytes], Awaitable[None]]) -> None:
         await send(bytes(60_000))
 
 
-async def test_receiver_notices_and_comes_back(network: Network, relay: Relay) -> None:
-    """With the link down the receiver gives up in its time, and finds back when it is up."""
+async def test_a_receiver_gives_up_and_reconnects(network: Network, relay: Relay) -> None:
+    """With the link down the receiver gives up in its time, and connects again when it is up."""
     receiver = impatient(relay)
     got: list[bytes] = []
 
     async def receive() -> None:
         async for message in receiver:
             if isinstance(message, ReceivedPacket):
-                got.append(message.data)  # noqa: PERF401 (looked at meanwhile)
+                got.append(message.data)  # noqa: PERF401 (read meanwhile)
 
     async with receiver, asyncio.TaskGroup() as group:
         group.create_task(receive())
@@ -172,8 +172,10 @@ async def test_receiver_notices_and_comes_back(network: Network, relay: Relay) -
         await receiver.aclose()
 
 
-async def test_sends_end_when_nothing_leaves(network: Network, relay: Relay) -> None:
-    """A sender whose link is down waits, and is told when the connection is given up."""
+async def test_sends_into_a_dead_link_end_with_the_connection(
+    network: Network, relay: Relay
+) -> None:
+    """A sender waits until the connection is given up, and then raises."""
     sender, target = impatient(relay), impatient(relay)
     async with clients(sender, target):
         link(network, "down")
@@ -195,10 +197,10 @@ async def test_sends_end_when_nothing_leaves(network: Network, relay: Relay) -> 
         assert sender.generation == 2
 
 
-async def test_forwards_have_a_time_limit_of_their_own(
+async def test_forwards_have_their_own_time_limit(
     network: Network, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forward that cannot leave closes the connection, long before silence would."""
+    """A forward that cannot leave closes the connection, long before the receive timeout would."""
     monkeypatch.setattr("pyderp.client.connection.FORWARD_TIMEOUT", 0.3)
 
     sender = client_of(relay)
@@ -210,8 +212,9 @@ async def test_forwards_have_a_time_limit_of_their_own(
         assert not sender.connected
 
 
-async def test_ping_has_a_time_limit(network: Network, relay: Relay) -> None:
-    """A ping into a dead link ends with the connection."""
+async def test_a_ping_into_a_dead_link_ends_with_the_connection(
+    network: Network, relay: Relay
+) -> None:
     client = impatient(relay)
     async with clients(client):
         link(network, "down")
@@ -219,8 +222,8 @@ async def test_ping_has_a_time_limit(network: Network, relay: Relay) -> None:
             await within(client.ping())
 
 
-async def test_short_break_is_survived(network: Network, relay: Relay) -> None:
-    """A link that comes back in time: TCP repeats what was lost, on the same connection."""
+async def test_a_short_break_is_survived(network: Network, relay: Relay) -> None:
+    """TCP repeats the lost bytes, on the same connection."""
     sender, target = (client_of(relay) for _ in range(2))
     async with clients(sender, target):
         await deliver(sender, target)
@@ -245,8 +248,10 @@ async def test_close_does_not_wait_for_a_dead_link(network: Network, relay: Rela
     assert time.monotonic() - began < 4
 
 
-async def test_first_address_is_a_black_hole(network: Network, relay: Relay) -> None:
-    """The second node is reached when the first has not answered for 1.5 s."""
+async def test_a_first_address_that_drops_packets_leads_to_the_second_node(
+    network: Network, relay: Relay
+) -> None:
+    """After 1.5 s without an answer."""
     swallowed = node(relay, ipv4=BLACK_HOLE)
     client = client_of(relay, swallowed, node(relay))
     other = client_of(relay)
@@ -260,8 +265,8 @@ async def test_first_address_is_a_black_hole(network: Network, relay: Relay) -> 
             await deliver(other, client)
 
 
-async def test_family_without_a_route(network: Network, relay: Relay) -> None:
-    """IPv4 is used at once where IPv6 leads nowhere."""
+async def test_a_family_without_a_route_is_skipped(network: Network, relay: Relay) -> None:
+    """IPv4 is used at once where there is no route for IPv6."""
     both = node(relay, ipv6="2001:db8::1")
     client = client_of(relay, both, prefer_ipv6=lambda: True)
     async with client:

@@ -1,4 +1,4 @@
-"""Certificates and pins of real relays: what is wrong is refused before anything is sent."""
+"""Certificates and pins of real relays: wrong ones are refused before a byte of DERP is sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyderp import CertificateError, Client, ConnectError, PinMismatch, TLSConfi
 from tests.interop.relays import KINDS, Kind, Relay
 
 from .recorder import Recorder, recording
-from .support import NOBODY, GetRelay, config, node, region, talk, until, url, within
+from .support import NO_ROOTS, GetRelay, config, node, region, talk, until, url, within
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -21,16 +21,16 @@ ALERT = 40
 
 
 def own_certificate(relay: Relay) -> Path:
-    """Where a relay has put the certificate that it made for its address."""
+    """The path of the certificate that a relay made for its address."""
     return relay.log.parent / f"{relay.address}.crt"
 
 
 def trusting(relay: Relay) -> TLSConfig:
-    return replace(NOBODY, extra_roots=(own_certificate(relay),))
+    return replace(NO_ROOTS, extra_roots=(own_certificate(relay),))
 
 
 async def refused(client: Client, recorder: Recorder) -> CertificateError:
-    """The one error of a connect in which nothing but part of a handshake has left."""
+    """The only error of a connect in which no more than a part of a handshake has left."""
     async with client:
         with pytest.raises(ConnectError) as caught:
             await within(client.connect())
@@ -46,8 +46,10 @@ async def refused(client: Client, recorder: Recorder) -> CertificateError:
     return error
 
 
-async def test_wrong_pin(kind: Kind, relays: GetRelay) -> None:
-    """Another certificate than the pinned one is a `PinMismatch`."""
+async def test_another_certificate_than_the_pinned_one_is_refused(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """With `PinMismatch`."""
     relay = relays(kind, "pinned")
 
     async with recording(relay.port) as recorder:
@@ -57,7 +59,7 @@ async def test_wrong_pin(kind: Kind, relays: GetRelay) -> None:
     assert "cert hash does not match expected cert hash" in str(error)
 
 
-async def test_pin_holds_with_verification_off(kind: Kind, relays: GetRelay) -> None:
+async def test_a_pin_holds_with_verification_off(kind: Kind, relays: GetRelay) -> None:
     """`InsecureForTests` does not switch a pin off."""
     relay = relays(kind, "pinned")
 
@@ -67,29 +69,30 @@ async def test_pin_holds_with_verification_off(kind: Kind, relays: GetRelay) -> 
     assert isinstance(error, PinMismatch)
 
 
-async def test_unknown_issuer(kind: Kind, relays: GetRelay) -> None:
-    """A certificate that nobody vouches for; the health tracker hears of it, and of its cure."""
+async def test_a_certificate_of_an_unknown_issuer_is_refused(kind: Kind, relays: GetRelay) -> None:
+    """The health tracker gets the error, and later its end."""
     relay = relays(kind, "named")
-    heard: list[tuple[str, str]] = []
+    reports: list[tuple[str, str]] = []
 
     class Health:
         def set_tls_error(self, server_name: str, error: Exception | None) -> None:
-            heard.append((server_name, "" if error is None else str(error)))
+            reports.append((server_name, "" if error is None else str(error)))
 
     async with recording(relay.port) as recorder:
-        settings = config(relay, tls=NOBODY, health=Health())
+        settings = config(relay, tls=NO_ROOTS, health=Health())
         client = Client.for_url(url(relay, port=recorder.port), config=settings)
         assert "self-signed" in str(await refused(client, recorder))
     async with Client.for_url(url(relay), config=config(relay, health=Health())) as client:
         await client.connect()
-    (name, problem), cured = heard
+    (name, problem), cured = reports
     assert name == "localhost"
     assert problem.startswith("likely intercepted connection; certificate is self-signed by ")
     assert cured == ("localhost", "")
 
 
-async def test_system_roots_do_not_vouch(kind: Kind, relays: GetRelay) -> None:
-    """With all the usual roots, a self-signed certificate is still refused."""
+async def test_system_roots_do_not_trust_a_self_signed_certificate(
+    kind: Kind, relays: GetRelay
+) -> None:
     relay = relays(kind, "named")
 
     async with recording(relay.port) as recorder:
@@ -98,8 +101,9 @@ async def test_system_roots_do_not_vouch(kind: Kind, relays: GetRelay) -> None:
         await refused(Client.for_region(there, config=settings), recorder)
 
 
-async def test_wrong_name(kind: Kind, relays: GetRelay) -> None:
-    """A trusted certificate for an address does not do for a name."""
+async def test_a_certificate_for_an_address_is_refused_for_a_name(
+    kind: Kind, relays: GetRelay
+) -> None:
     relay = relays(kind, "pinned")
 
     async with recording(relay.port) as recorder:
@@ -110,8 +114,7 @@ async def test_wrong_name(kind: Kind, relays: GetRelay) -> None:
         assert "127.0.0.1" in str(await refused(client, recorder))
 
 
-async def test_wrong_address(kind: Kind, relays: GetRelay) -> None:
-    """A trusted certificate for one address does not do for another."""
+async def test_a_certificate_for_another_address_is_refused(kind: Kind, relays: GetRelay) -> None:
     relay = relays(kind, "pinned")
 
     async with recording(relay.port, host="127.0.0.2") as recorder:
@@ -122,8 +125,8 @@ async def test_wrong_address(kind: Kind, relays: GetRelay) -> None:
         assert "127.0.0.1" in str(await refused(client, recorder))
 
 
-async def test_wrong_cert_name(kind: Kind, relays: GetRelay) -> None:
-    """The name that a node's certificate must have is looked at, not its host name."""
+async def test_a_certificate_without_the_cert_name_is_refused(kind: Kind, relays: GetRelay) -> None:
+    """`CertName` is compared, not the host name."""
     relay = relays(kind, "named")
 
     async with recording(relay.port) as recorder:
@@ -132,17 +135,18 @@ async def test_wrong_cert_name(kind: Kind, relays: GetRelay) -> None:
         assert "other.example" in str(await refused(client, recorder))
 
 
-async def test_cert_name_stands_in_for_the_host_name(kind: Kind, relays: GetRelay) -> None:
-    """A certificate for another name is good if that is the node's `CertName`."""
+async def test_cert_name_is_compared_instead_of_the_host_name(kind: Kind, relays: GetRelay) -> None:
     relay = relays(kind, "pinned")
     known = node(relay, host_name="derp.example", cert_name="127.0.0.1")
     settings = config(relay, tls=trusting(relay))
     await talk(*(Client.for_region(region(known), config=settings) for _ in range(2)))
 
 
-async def test_verification_off(kind: Kind, relays: GetRelay) -> None:
-    """A node that is `InsecureForTests` may have any certificate."""
+async def test_any_certificate_is_accepted_with_verification_off(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """For a node that is `InsecureForTests`."""
     relay = relays(kind, "pinned")
     careless = node(relay, cert_name="", insecure_for_tests=True)
-    settings = config(relay, tls=NOBODY)
+    settings = config(relay, tls=NO_ROOTS)
     await talk(*(Client.for_region(region(careless), config=settings) for _ in range(2)))

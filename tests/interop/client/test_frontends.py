@@ -1,4 +1,4 @@
-"""haproxy and nginx in front of a relay: TLS that ends there, and TLS that passes through."""
+"""haproxy and nginx in front of a relay: TLS that they terminate, and TLS that passes through."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .recorder import recording
 from .support import (
     DIRECT,
     EACH_KIND_ONCE,
-    NOBODY,
+    NO_ROOTS,
     GetRelay,
     clients,
     config,
@@ -51,7 +51,7 @@ def write_pem(directory: Path, *rest: bytes) -> Path:
 
 
 def trusting(directory: Path) -> ClientConfig:
-    tls = replace(NOBODY, extra_roots=(directory / "localhost.crt",))
+    tls = replace(NO_ROOTS, extra_roots=(directory / "localhost.crt",))
     return ClientConfig(network=DIRECT, tls=tls)
 
 
@@ -85,10 +85,10 @@ def frontend(software: Software, relay_port: int, directory: Path) -> Iterator[P
 
 @pytest.mark.parametrize("websocket", [False, True], ids=["derp", "websocket"])
 @pytest.mark.parametrize("software", ["haproxy", "nginx"])
-async def test_tls_ends_in_front(
+async def test_packets_pass_a_proxy_that_terminates_tls(
     kind: Kind, software: Software, websocket: bool, relays: GetRelay, tmp_path: Path
 ) -> None:
-    """The relay itself sees the upgrade that was asked for, and packets pass."""
+    """The relay itself gets the upgrade of the client."""
     relay = relays(kind, "plain")
 
     async with AsyncExitStack() as stack:
@@ -110,7 +110,7 @@ async def test_tls_ends_in_front(
 
 
 async def server_key(relay: Relay) -> NodePublic:
-    """Read from the relay's own greeting."""
+    """The key in the relay's own greeting."""
     async with Client.for_url(url(relay), config=config(relay)) as client:
         await client.connect()
         assert client.server_public_key is not None
@@ -118,10 +118,10 @@ async def server_key(relay: Relay) -> NodePublic:
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-async def test_meta_certificate_counts_in_tls13_only(
+async def test_the_meta_certificate_is_used_in_tls13_only(
     kind: Kind, version: str, relays: GetRelay, tmp_path: Path
 ) -> None:
-    """With the same chain, fast start is used where nobody on the way can have read it."""
+    """With the same chain, fast start is used only where the certificates were encrypted."""
     relay = relays(kind, "plain")
     meta = make_meta_certificate(await server_key(relay), now=datetime.now(UTC))
     pem = write_pem(tmp_path, meta)
@@ -152,10 +152,11 @@ async def test_meta_certificate_counts_in_tls13_only(
     assert passage.received.startswith(b"HTTP/1.1 101") is not fast
 
 
-async def test_fast_start_survives_a_tcp_proxy(
+async def test_fast_start_works_through_a_tcp_proxy(
     kind: Kind, relays: GetRelay, tmp_path: Path
 ) -> None:
-    """TLS that only passes through: the relay's own certificate, and no answer is waited for."""
+    """TLS passes through: the certificate is the relay's own, and the client waits for no
+    answer."""
     relay = relays(kind, "named")
 
     def sections(port: int) -> str:

@@ -39,7 +39,7 @@ from .support import (
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 BREAKS = 10
-NOBODY = NodePublic(bytes(32))
+ZERO_KEY = NodePublic(bytes(32))
 
 
 def client_of(relay: Relay, *, port: int | None = None, **changes: object) -> Client:
@@ -47,14 +47,14 @@ def client_of(relay: Relay, *, port: int | None = None, **changes: object) -> Cl
 
 
 class Watch:
-    """What a watch loop has reported."""
+    """Reports of a watch loop."""
 
     def __init__(self) -> None:
         self.present: set[NodePublic] = set()
         self.gone: list[PeerGone] = []
         self.errors: list[Exception] = []
         self.left_behind = 0
-        """Peers that were still there when an error was told."""
+        """Peers that were present when an error was reported."""
         self.on_add: Callable[[], None] = lambda: None
 
     def add(self, message: PeerPresent) -> None:
@@ -93,22 +93,24 @@ async def running_watch(watch: Watch, client: Client) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("websocket", [False, True], ids=["http", "ws"])
-async def test_forwarded_packet_has_the_source_it_was_given(
+async def test_a_forwarded_packet_has_the_given_source(
     kind: Kind, websocket: bool, relays: GetRelay
 ) -> None:
-    """A mesh client sends on behalf of a stranger."""
+    """A mesh client sends in the name of another key."""
     relay = relays(kind, "plain")
 
     mesh = client_of(relay, mesh_key=MESH, websocket=websocket)
     target = client_of(relay)
-    stranger = key().public
+    source = key().public
     async with clients(mesh, target):
-        await mesh.forward_packet(stranger, target.self_public_key, b"by proxy")
-        assert await next_of(target, ReceivedPacket) == ReceivedPacket(stranger, b"by proxy")
+        await mesh.forward_packet(source, target.self_public_key, b"by proxy")
+        assert await next_of(target, ReceivedPacket) == ReceivedPacket(source, b"by proxy")
 
 
-async def test_without_mesh_key_a_forward_ends_the_connection(kind: Kind, relays: GetRelay) -> None:
-    """Who has no right to forward is hung up on, and may connect again."""
+async def test_a_forward_without_the_mesh_key_ends_the_connection(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """The client may connect again."""
     relay = relays(kind, "plain")
 
     client, target = client_of(relay), client_of(relay)
@@ -123,8 +125,10 @@ async def test_without_mesh_key_a_forward_ends_the_connection(kind: Kind, relays
         assert client.generation == 2
 
 
-async def test_close_peer(kind: Kind, relays: GetRelay) -> None:
-    """A mesh client has another's connection closed, which says so as an end of the stream."""
+async def test_close_peer_ends_the_connection_of_another_client(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """That client gets an end of the stream."""
     relay = relays(kind, "plain")
 
     mesh, victim = client_of(relay, mesh_key=MESH), client_of(relay)
@@ -136,8 +140,8 @@ async def test_close_peer(kind: Kind, relays: GetRelay) -> None:
         assert mesh.connected
 
 
-async def test_watch_sequence(kind: Kind, relays: GetRelay) -> None:
-    """A watcher hears of itself, of a second watcher, and of who comes and leaves, in order."""
+async def test_a_watcher_gets_all_changes_in_order(kind: Kind, relays: GetRelay) -> None:
+    """Itself, a second watcher, and clients that come and leave."""
     relay = relays(kind, "plain")
 
     first = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
@@ -159,8 +163,10 @@ async def test_watch_sequence(kind: Kind, relays: GetRelay) -> None:
         assert (await next_of(first, PeerGone)).peer == second.self_public_key
 
 
-async def test_watch_loop_while_receiving(kind: Kind, relays: GetRelay) -> None:
-    """However often its connection breaks, the loop has the true set of peers again."""
+async def test_a_watch_loop_recovers_from_breaks_while_receiving(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """After each break of its connection the loop has the present peers again."""
     relay = relays(kind, "plain")
 
     watch = Watch()
@@ -174,7 +180,7 @@ async def test_watch_loop_while_receiving(kind: Kind, relays: GetRelay) -> None:
                 recorder.cut()
                 await watch.until_errors(broken + 1)
                 with contextlib.suppress(ConnectionClosed):
-                    await within(watcher.forward_packet(NOBODY, NOBODY, b"bogus"))
+                    await within(watcher.forward_packet(ZERO_KEY, ZERO_KEY, b"bogus"))
             await until(lambda: peer.self_public_key in watch.present)
     assert {str(e) for e in watch.errors} == {"derp.Recv: EOF"}
     assert watch.left_behind == 0
@@ -182,8 +188,10 @@ async def test_watch_loop_while_receiving(kind: Kind, relays: GetRelay) -> None:
     assert watcher.generation == BREAKS + 1
 
 
-async def test_watch_loop_broken_in_a_callback(kind: Kind, relays: GetRelay) -> None:
-    """The same when the connection breaks while the loop is inside `add`."""
+async def test_a_watch_loop_recovers_from_a_break_in_a_callback(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """The connection breaks while the loop is inside `add`."""
     relay = relays(kind, "plain")
 
     watch = Watch()
@@ -202,8 +210,8 @@ async def test_watch_loop_broken_in_a_callback(kind: Kind, relays: GetRelay) -> 
     assert all(str(e).startswith("derp.Recv: ") for e in watch.errors)
 
 
-async def test_watch_loop_knows_its_own_relay(kind: Kind, relays: GetRelay) -> None:
-    """With the relay's own key to ignore the loop ends, connected; with another it goes on."""
+async def test_a_watch_loop_ends_at_its_own_relay(kind: Kind, relays: GetRelay) -> None:
+    """With the relay's own key to ignore the loop ends, connected; with another key it goes on."""
     relay = relays(kind, "plain")
 
     async with client_of(relay, mesh_key=MESH) as client:
@@ -216,13 +224,13 @@ async def test_watch_loop_knows_its_own_relay(kind: Kind, relays: GetRelay) -> N
     async with client_of(relay, mesh_key=MESH) as client:
         watch = Watch()
         async with asyncio.TaskGroup() as group:
-            group.create_task(watch.run(client, ignore=NOBODY))
+            group.create_task(watch.run(client, ignore=ZERO_KEY))
             await until(lambda: client.self_public_key in watch.present)
             await client.aclose()
 
 
 async def test_a_watch_loop_reports_failed_connects(kind: Kind, relays: GetRelay) -> None:
-    """A connect that fails is reported; one that works later ends the trouble."""
+    """A connect that fails is reported; the next one that works ends the reports."""
     relay = relays(kind, "plain")
 
     watch = Watch()

@@ -1,4 +1,4 @@
-"""What clients and a relay say to each other once they are connected."""
+"""Messages between clients and a relay once they are connected."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def client_of(relay: Relay, **changes: object) -> Client:
 
 
 @both
-async def test_packets_reach_their_addressee_only(kind: Kind, relays: GetRelay) -> None:
-    """Of three clients, 0 sends to 1 and 1 to 2; the relay's first word to each is ServerInfo."""
+async def test_packets_reach_their_destination_only(kind: Kind, relays: GetRelay) -> None:
+    """Of three clients, 0 sends to 1 and 1 to 2; the first message of the relay to each is
+    ServerInfo."""
     relay = relays(kind, "plain")
 
     three = [client_of(relay) for _ in range(3)]
@@ -80,8 +81,10 @@ async def test_packets_reach_their_addressee_only(kind: Kind, relays: GetRelay) 
     [("plain", False), ("named", False), ("plain", True), ("named", True)],
     ids=["http", "https", "ws", "wss"],
 )
-async def test_sizes(kind: Kind, setup: Setup, websocket: bool, relays: GetRelay) -> None:
-    """Packets from nothing to 64 KiB arrive whole, both ways; a byte more is refused here."""
+async def test_packets_of_all_sizes_arrive_whole(
+    kind: Kind, setup: Setup, websocket: bool, relays: GetRelay
+) -> None:
+    """From nothing to 64 KiB, both ways; the client refuses a byte more."""
     relay = relays(kind, setup)
 
     a, b = (client_of(relay, websocket=websocket) for _ in range(2))
@@ -98,8 +101,10 @@ async def test_sizes(kind: Kind, setup: Setup, websocket: bool, relays: GetRelay
 
 @both
 @pytest.mark.parametrize("setup", ["plain", "named"])
-async def test_thousands_of_packets(kind: Kind, setup: Setup, relays: GetRelay) -> None:
-    """Thousands of packets in both directions at once: all arrive, in order, unchanged."""
+async def test_thousands_of_packets_arrive_in_order(
+    kind: Kind, setup: Setup, relays: GetRelay
+) -> None:
+    """In both directions at once, unchanged."""
     relay = relays(kind, setup)
 
     async def one_way(source: Client, target: Client, seed: int) -> None:
@@ -137,8 +142,8 @@ async def test_thousands_of_packets(kind: Kind, setup: Setup, relays: GetRelay) 
 
 
 @both
-async def test_flood_waits_for_the_relay(kind: Kind, relays: GetRelay) -> None:
-    """A sender that is faster than the relay waits; no packet is dropped on our side."""
+async def test_a_flood_waits_for_the_relay(kind: Kind, relays: GetRelay) -> None:
+    """A sender that is faster than the relay waits; the client drops no packet."""
     relay = relays(kind, "plain")
 
     a, b = client_of(relay), client_of(relay)
@@ -150,8 +155,8 @@ async def test_flood_waits_for_the_relay(kind: Kind, relays: GetRelay) -> None:
 
 
 @both
-async def test_ping(kind: Kind, relays: GetRelay) -> None:
-    """Pings come back, with and without somebody receiving; a bare one as a message."""
+async def test_pings_are_answered(kind: Kind, relays: GetRelay) -> None:
+    """With and without a receiving task; the pong to a bare ping is a message."""
     relay = relays(kind, "plain")
 
     client = client_of(relay)
@@ -167,23 +172,23 @@ async def test_ping(kind: Kind, relays: GetRelay) -> None:
 
 
 @both
-async def test_peer_gone_not_here(kind: Kind, relays: GetRelay) -> None:
-    """Only what looks like disco is answered when nobody has that key."""
+async def test_peer_gone_for_an_unknown_key(kind: Kind, relays: GetRelay) -> None:
+    """Only packets that look like disco are answered."""
     relay = relays(kind, "plain")
 
     client = client_of(relay)
-    nobody = key().public
+    absent = key().public
     async with clients(client):
-        await client.send(nobody, b"not disco")
+        await client.send(absent, b"not disco")
         assert [m for m in await settled(client) if isinstance(m, PeerGone)] == []
-        await client.send(nobody, DISCO)
+        await client.send(absent, DISCO)
         gone = await next_of(client, PeerGone)
-        assert gone == PeerGone(nobody, PeerGoneReason.NOT_HERE)
+        assert gone == PeerGone(absent, PeerGoneReason.NOT_HERE)
 
 
 @both
-async def test_peer_gone_disconnected(kind: Kind, relays: GetRelay) -> None:
-    """Who received from a client hears that it left."""
+async def test_peer_gone_for_a_client_that_left(kind: Kind, relays: GetRelay) -> None:
+    """Clients that received packets from it get the message."""
     relay = relays(kind, "plain")
 
     a, b = client_of(relay), client_of(relay)
@@ -195,7 +200,7 @@ async def test_peer_gone_disconnected(kind: Kind, relays: GetRelay) -> None:
 
 
 async def home_gauge(relay: Relay) -> int:
-    """How many clients derper is the home of."""
+    """How many clients have derper as their home."""
     reader, writer = await asyncio.open_connection(relay.address, relay.port)
     try:
         writer.write(b"GET /debug/vars HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -253,7 +258,7 @@ async def test_preferred_moves_the_home_gauge(
 async def test_a_watcher_sees_the_flags_of_each_peer(kind: Kind, relays: GetRelay) -> None:
     """Flags and address of each client: regular, prober, mesh peer, and not at its ideal node.
 
-    And its name, which derper tells since v1.104.
+    And its name, which derper sends since v1.104.
     """
     relay = relays(kind, "plain")
     first = node(relay, name="900a", stun_only=True)
@@ -286,7 +291,8 @@ async def test_a_watcher_sees_the_flags_of_each_peer(kind: Kind, relays: GetRela
 
 @each_derper
 async def test_rate_limit_of_derper_slows_the_sender(derper: Kind, tmp_path: Path) -> None:
-    """derper's token bucket reads no faster than it allows: the sender waits, nothing is lost."""
+    """derper's token bucket reads no faster than allowed: the sender waits, and no packet is
+    lost."""
     limits = tmp_path / "rate.json"
     limits.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 200_000}))
     with running(derper, "plain", tmp_path, options=["-rate-config", str(limits)]) as relay:

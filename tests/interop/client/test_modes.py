@@ -1,4 +1,4 @@
-"""Every way to a relay, by URL and by region, is the one that was asked for and carries packets."""
+"""Every transport, by URL and by region, is the requested one and carries packets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def client_of(relay: Relay, mode: Mode, way: str, *, port: int | None = None) ->
     settings = config(relay, websocket=mode.websocket)
     if way == "url":
         if mode.setup == "pinned":
-            # A URL has no place for a pin: the self-signed certificate itself is trusted.
+            # A URL cannot contain a pin: the self-signed certificate itself is trusted.
             root = relay.log.parent / f"{relay.address}.crt"
             settings = replace(settings, tls=replace(settings.tls, extra_roots=(root,)))
         return Client.for_url(url(relay, port=port), config=settings)
@@ -61,7 +61,7 @@ def client_of(relay: Relay, mode: Mode, way: str, *, port: int | None = None) ->
 @pytest.mark.parametrize("way", ["url", "region"])
 @pytest.mark.parametrize("name", MODES)
 async def test_packets_pass_both_ways(kind: Kind, name: str, way: str, relays: GetRelay) -> None:
-    """Two clients talk, with TLS 1.3 and a websocket exactly where they belong."""
+    """Two clients exchange packets, with TLS 1.3 and a websocket exactly where requested."""
     mode = MODES[name]
     relay = relays(kind, mode.setup)
 
@@ -79,8 +79,9 @@ async def test_packets_pass_both_ways(kind: Kind, name: str, way: str, relays: G
 
 @pytest.mark.parametrize("way", ["url", "region"])
 @pytest.mark.parametrize("name", ["https", "pinned"])
-async def test_tls13_starts_fast(kind: Kind, name: str, way: str, relays: GetRelay) -> None:
-    """With a meta certificate, nothing after the relay's part of the handshake is waited for."""
+async def test_tls13_has_a_fast_start(kind: Kind, name: str, way: str, relays: GetRelay) -> None:
+    """With a meta certificate, the client waits for nothing after the relay's part of the
+    handshake."""
     mode = MODES[name]
     relay = relays(kind, mode.setup)
 
@@ -96,8 +97,8 @@ async def test_tls13_starts_fast(kind: Kind, name: str, way: str, relays: GetRel
             await deliver(b, a)
 
 
-async def test_websocket_never_starts_fast(kind: Kind, relays: GetRelay) -> None:
-    """Where an answer is waited for, the connect fails if that is held back."""
+async def test_a_websocket_has_no_fast_start(kind: Kind, relays: GetRelay) -> None:
+    """The connect waits for the answer, and fails if that is held back."""
     mode = MODES["wss"]
     relay = relays(kind, mode.setup)
 
@@ -110,7 +111,7 @@ async def test_websocket_never_starts_fast(kind: Kind, relays: GetRelay) -> None
 
 
 @pytest.mark.parametrize("way", ["url", "region"])
-async def test_websocket_is_one_on_the_wire(kind: Kind, way: str, relays: GetRelay) -> None:
+async def test_a_websocket_is_one_on_the_wire(kind: Kind, way: str, relays: GetRelay) -> None:
     """Request and answer are those of RFC 6455 with the subprotocol `derp`."""
     mode = MODES["ws"]
     relay = relays(kind, mode.setup)
@@ -147,7 +148,7 @@ async def test_plain_http_upgrades_to_derp(kind: Kind, way: str, relays: GetRela
     assert passage.received.startswith(b"HTTP/1.1 101 ")
 
 
-async def test_probe_paths(kind: Kind, relays: GetRelay) -> None:
+async def test_probe_paths_are_answered(kind: Kind, relays: GetRelay) -> None:
     """Probes are answered with 200, and `/derp` without an upgrade with 426."""
     relay = relays(kind, "plain")
 
@@ -165,8 +166,9 @@ async def test_probe_paths(kind: Kind, relays: GetRelay) -> None:
     assert await status("/derp") == b"426"
 
 
-async def test_dial_region_tls(kind: Kind, relays: GetRelay) -> None:
-    """Returns a verified TLS stream and the node that it leads to."""
+async def test_dial_region_tls_returns_a_verified_stream_and_its_node(
+    kind: Kind, relays: GetRelay
+) -> None:
     relay = relays(kind, "pinned")
 
     wanted = node(relay)

@@ -1,4 +1,4 @@
-"""Regions whose first nodes are dead, mute or something else: the client finds one that works."""
+"""Regions whose first nodes are dead, silent or other servers: the client finds one that works."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plain_client(relay: Relay, *nodes: DERPNode, **changes: object) -> Client:
 
 @contextmanager
 def refusing_port() -> Iterator[int]:
-    """A port that answers with RST, and that nobody else can get meanwhile."""
+    """A port that answers with RST, and that no other process can get meanwhile."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -60,14 +60,14 @@ def refusing_port() -> Iterator[int]:
 
 @contextmanager
 def mute_port() -> Iterator[int]:
-    """A port that takes connections and never says a word."""
+    """A port that accepts connections and never sends a byte."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock.getsockname()[1]
 
 
 @asynccontextmanager
 async def answering_port(answer: bytes) -> AsyncIterator[int]:
-    """A port that says the same to everybody once they have spoken, and hangs up."""
+    """A port with the same answer to every request, which then closes."""
 
     class Answer(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -97,8 +97,8 @@ async def attempts_of(client: Client) -> tuple[Exception, ...]:
     return (await failure_of(client)).attempts
 
 
-async def test_first_node_refuses(kind: Kind, relays: GetRelay) -> None:
-    """The next node is used at once when nobody listens at the first."""
+async def test_a_first_node_that_refuses_leads_to_the_next(kind: Kind, relays: GetRelay) -> None:
+    """At once."""
     relay = relays(kind, "plain")
 
     with refusing_port() as port:
@@ -108,8 +108,8 @@ async def test_first_node_refuses(kind: Kind, relays: GetRelay) -> None:
     assert isinstance(error, DialError)
 
 
-async def test_first_node_is_mute(kind: Kind, relays: GetRelay) -> None:
-    """A node that says nothing gets its share of the time, and the next node the rest."""
+async def test_a_silent_first_node_leads_to_the_next(kind: Kind, relays: GetRelay) -> None:
+    """It gets its share of the time, and the next node the rest."""
     relay = relays(kind, "plain")
 
     with mute_port() as port:
@@ -130,13 +130,13 @@ async def test_first_node_is_mute(kind: Kind, relays: GetRelay) -> None:
     ],
     ids=["404", "200", "503", "ssh"],
 )
-async def test_first_node_is_no_relay(
+async def test_a_first_node_that_is_no_relay_leads_to_the_next(
     kind: Kind,
     answer: bytes,
     kind_of_error: type[Exception],
     relays: GetRelay,
 ) -> None:
-    """What answers, but not with DERP, does not keep the client from the next node."""
+    """Servers that answer, but not with DERP."""
     relay = relays(kind, "plain")
 
     async with answering_port(answer) as port:
@@ -149,7 +149,7 @@ async def test_first_node_is_no_relay(
         assert is_transient(error) is (error.status == 503)
 
 
-async def test_first_node_speaks_no_tls(kind: Kind, relays: GetRelay) -> None:
+async def test_a_first_node_without_tls_leads_to_the_next(kind: Kind, relays: GetRelay) -> None:
     """A plain HTTP server on the port of the first node."""
     relay = relays(kind, "pinned")
     plain = relays(kind, "plain")
@@ -165,8 +165,9 @@ async def test_first_node_speaks_no_tls(kind: Kind, relays: GetRelay) -> None:
     assert "does not speak TLS" in str(error)
 
 
-async def test_first_node_has_another_certificate(kind: Kind, relays: GetRelay) -> None:
-    """A node that is not who it should be is passed over, too."""
+async def test_a_first_node_with_another_certificate_leads_to_the_next(
+    kind: Kind, relays: GetRelay
+) -> None:
     relay = relays(kind, "pinned")
 
     other = node(relay, cert_name="sha256-raw:" + 64 * "0")
@@ -177,8 +178,10 @@ async def test_first_node_has_another_certificate(kind: Kind, relays: GetRelay) 
     await talk(client(other, node(relay)), client(node(relay)))
 
 
-async def test_all_nodes_fail(kind: Kind, relays: GetRelay) -> None:
-    """Each node's failure is told, in order."""
+async def test_when_all_nodes_fail_each_failure_is_in_the_error(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """In order."""
     relay = relays(kind, "plain")
 
     answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
@@ -190,7 +193,7 @@ async def test_all_nodes_fail(kind: Kind, relays: GetRelay) -> None:
     assert [type(e) for e in attempts] == [DialError, UpgradeRejected]
 
 
-async def test_no_node_to_try(kind: Kind, relays: GetRelay) -> None:
+async def test_a_region_without_usable_nodes_is_an_error(kind: Kind, relays: GetRelay) -> None:
     """No nodes, none with DERP, none with an address family."""
     relay = relays(kind, "plain")
     nowhere = node(relay, ipv4="none", ipv6="none")
@@ -204,8 +207,7 @@ async def test_no_node_to_try(kind: Kind, relays: GetRelay) -> None:
         assert str(error) == text
 
 
-async def test_ipv6_only_node(kind: Kind, relays: GetRelay) -> None:
-    """A node without IPv4 is reached by IPv6."""
+async def test_a_node_with_ipv6_only_is_reached(kind: Kind, relays: GetRelay) -> None:
     if not HAS_IPV6:
         missing("IPv6", "use a kernel that has it")
     relay = relays(kind, "plain")
@@ -220,11 +222,13 @@ async def test_ipv6_only_node(kind: Kind, relays: GetRelay) -> None:
             await deliver(other, client)
 
 
-async def test_family_that_does_not_answer(kind: Kind, relays: GetRelay) -> None:
-    """The other family is used, whichever is preferred."""
+async def test_a_family_that_does_not_answer_leads_to_the_other(
+    kind: Kind, relays: GetRelay
+) -> None:
+    """Whichever is preferred."""
     relay = relays(kind, "plain")
 
-    four = node(relay, ipv6="::1")  # nobody listens there
+    four = node(relay, ipv6="::1")  # no server listens there
     for preference in (None, lambda: True):
         client = plain_client(relay, four, prefer_ipv6=preference)
         async with clients(client):
@@ -232,8 +236,8 @@ async def test_family_that_does_not_answer(kind: Kind, relays: GetRelay) -> None
             assert client.local_address[0] == "127.0.0.1"
 
 
-async def test_region_that_comes_and_moves(kind: Kind, relays: GetRelay) -> None:
-    """The region is asked for at each connect: none yet, then one, then another."""
+async def test_the_region_is_looked_up_at_each_connect(kind: Kind, relays: GetRelay) -> None:
+    """First there is none, then one, then another."""
     relay = relays(kind, "plain")
     other = relays("derper" if kind == "pyderp" else "pyderp", "plain")
 

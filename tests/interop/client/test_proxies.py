@@ -93,7 +93,7 @@ async def works(client: Client, other: Client) -> None:
 
 
 def connects(program: Program, relay: Relay) -> int:
-    """How often tinyproxy was asked for the relay by name."""
+    """How often tinyproxy was asked to connect to the relay by name."""
     return program.log_text().count(f"CONNECT {NAME}:{relay.port} HTTP/1.1")
 
 
@@ -102,13 +102,13 @@ def socks_connects(program: Program, relay: Relay, host: str = NAME) -> int:
 
 
 def requests(http_proxy: Program, socks_proxy: Program) -> tuple[int, int]:
-    """How many each was asked for; what it logs of how they end may come later."""
+    """How many requests each got; what it logs about their ends may come later."""
     return http_proxy.log_text().count("CONNECT "), socks_proxy.log_text().count("connected to ")
 
 
 @pytest.mark.parametrize("setup", ["named", "plain"])
 @pytest.mark.parametrize("address", ["", "192.0.2.1"], ids=["by_name", "address_of_its_own"])
-async def test_region_by_https_proxy(
+async def test_a_region_is_reached_by_https_proxy(
     kind: Kind, setup: Setup, address: str, named: Relays, http_proxy: Program
 ) -> None:
     """HTTPS_PROXY gets name and `DERPPort` of a node, also without TLS; never its address."""
@@ -119,10 +119,10 @@ async def test_region_by_https_proxy(
     assert connects(http_proxy, relay) == before + 1
 
 
-async def test_proxies_of_the_environment(
+async def test_proxies_of_the_environment_are_used(
     kind: Kind, named: Relays, http_proxy: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without settings of its own, a client asks the environment."""
+    """A client without settings of its own reads the environment."""
     relay = named[kind, "named"]
     for name in ("https_proxy", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -133,10 +133,9 @@ async def test_proxies_of_the_environment(
 
 
 @pytest.mark.parametrize("exempt", [NAME, ".example", "*"])
-async def test_no_proxy(
+async def test_hosts_in_no_proxy_are_reached_directly(
     kind: Kind, exempt: str, named: Relays, http_proxy: Program, socks_proxy: Program
 ) -> None:
-    """Who is in NO_PROXY is reached directly."""
     relay = named[kind, "named"]
     network = NetworkSettings(
         https_proxy=http(http_proxy), all_proxy=socks(socks_proxy), no_proxy=exempt
@@ -147,7 +146,7 @@ async def test_no_proxy(
 
 
 async def test_loopback_is_never_reached_by_proxy(kind: Kind, relays: GetRelay) -> None:
-    """Proxies of the environment do not hold for `localhost`: these would not even answer."""
+    """Proxies of the environment do not apply to `localhost`: these would not even answer."""
     relay = relays(kind, "named")
     network = NetworkSettings(https_proxy="http://127.0.0.1:1", all_proxy="socks5://127.0.0.1:1")
     settings = config(relay, network=network)
@@ -157,7 +156,7 @@ async def test_loopback_is_never_reached_by_proxy(kind: Kind, relays: GetRelay) 
 
 @pytest.mark.parametrize("way", ["region", "url"])
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-async def test_wrong_password(
+async def test_a_wrong_password_is_refused_and_not_shown(
     kind: Kind,
     scheme: str,
     way: str,
@@ -165,7 +164,7 @@ async def test_wrong_password(
     http_proxy: Program,
     socks_proxy: Program,
 ) -> None:
-    """The proxy's refusal is told, and neither user nor password is."""
+    """The error has the proxy's refusal, and neither user nor password."""
     relay = named[kind, "named"]
     wrong = "pa55word"
     proxy = http(http_proxy, wrong) if scheme == "http" else socks(socks_proxy, wrong)
@@ -178,7 +177,7 @@ async def test_wrong_password(
     (error,) = caught.value.attempts
     assert isinstance(error, ProxyError)
     if scheme == "http":
-        # 407 would be right; tinyproxy says so only when there is no password at all.
+        # 407 would be right; tinyproxy sends it only when there is no password at all.
         assert f"on CONNECT to {NAME}:{relay.port}: 401" in str(error)
     for text in (
         str(caught.value),
@@ -194,10 +193,10 @@ async def test_wrong_password(
 
 @pytest.mark.parametrize("setup", ["named", "plain"])
 @pytest.mark.parametrize("way", ["region", "url"])
-async def test_all_proxy(
+async def test_all_proxy_carries_regions_and_urls(
     kind: Kind, setup: Setup, way: str, named: Relays, socks_proxy: Program
 ) -> None:
-    """ALL_PROXY carries regions and URLs, and resolves their names."""
+    """It resolves their names."""
     relay = named[kind, setup]
     network = NetworkSettings(all_proxy=socks(socks_proxy))
     make = by_region if way == "region" else by_url
@@ -227,7 +226,7 @@ async def test_all_proxy_gets_the_address_of_a_node(
         ("socks5", "plain", True),
     ],
 )
-async def test_explicit_proxy_by_url(
+async def test_an_explicit_proxy_is_used_for_urls(
     kind: Kind,
     scheme: str,
     setup: Setup,
@@ -236,7 +235,7 @@ async def test_explicit_proxy_by_url(
     http_proxy: Program,
     socks_proxy: Program,
 ) -> None:
-    """A proxy that the program itself sets holds for URLs, whatever they speak."""
+    """For any scheme."""
     relay = named[kind, setup]
     count, program, proxy = (
         (connects, http_proxy, http(http_proxy))
@@ -250,10 +249,10 @@ async def test_explicit_proxy_by_url(
 
 
 @pytest.mark.parametrize("setup", ["named", "plain"])
-async def test_websocket_by_environment_proxy(
+async def test_a_websocket_uses_the_proxy_of_its_scheme(
     kind: Kind, setup: Setup, named: Relays, http_proxy: Program
 ) -> None:
-    """HTTP_PROXY holds for ws, and HTTPS_PROXY for wss; the other one would not answer."""
+    """HTTP_PROXY is for ws, and HTTPS_PROXY for wss; the other one would not answer."""
     relay = named[kind, setup]
     dead = "http://127.0.0.1:1"
     network = NetworkSettings(http_proxy=http(http_proxy), https_proxy=dead)
@@ -270,7 +269,7 @@ async def test_websocket_by_environment_proxy(
 
 
 async def test_urls_do_not_use_https_proxy(kind: Kind, relays: GetRelay, named: Relays) -> None:
-    """Without a websocket, HTTPS_PROXY is for regions only: the name is looked up here."""
+    """Without a websocket, HTTPS_PROXY is for regions only: the client resolves the name."""
     relay = named[kind, "named"]
     network = NetworkSettings(https_proxy="http://127.0.0.1:1")
 

@@ -1,4 +1,4 @@
-"""Relays that die or restart under traffic: clients come back by themselves and go on."""
+"""Relays that crash or restart under traffic: clients reconnect by themselves."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Traffic:
             await asyncio.sleep(0.005)
 
     async def drain(self) -> None:
-        """A sender that also receives, as all do."""
+        """Receive in the sender, as all clients do."""
         async for _ in self.sender:
             pass
 
@@ -71,7 +71,7 @@ class Traffic:
                 self.newest = number
 
     async def flows(self) -> None:
-        """Wait until something arrives that is not sent yet."""
+        """Wait until a packet arrives that is not sent yet."""
         wanted = self.sent
         await until(lambda: self.newest > wanted, 15)
 
@@ -114,10 +114,10 @@ def client_of(relay: Relay, way: str) -> Client:
     ],
     indirect=["on_loop"],
 )
-async def test_crash_and_restart_under_traffic(
+async def test_packets_flow_after_crashes_and_restarts(
     kind: Kind, setup: Setup, way: str, tmp_path: Path
 ) -> None:
-    """Killed and started again on the same port: packets flow again each time."""
+    """The relay is killed and started again on the same port."""
     with running(kind, setup, tmp_path) as relay:
         sender, receiver = client_of(relay, way), client_of(relay, way)
         async with traffic(sender, receiver) as flow:
@@ -136,8 +136,8 @@ async def test_crash_and_restart_under_traffic(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_late_receiver_leaves_the_new_connection_alone(kind: Kind, relays: GetRelay) -> None:
-    """A sender has connected anew before the receiver hears of the end: one reconnect, not two."""
+async def test_a_late_receiver_keeps_the_new_connection(kind: Kind, relays: GetRelay) -> None:
+    """A sender has connected anew before the receiver gets the end: one reconnect, not two."""
     relay = relays(kind, "plain")
 
     async with recording(relay.port) as recorder:
@@ -158,8 +158,8 @@ async def test_late_receiver_leaves_the_new_connection_alone(kind: Kind, relays:
             assert generation == client.generation == client.stats.connects == 2
 
 
-async def test_announced_restart(tmp_path: Path) -> None:
-    """Each client comes back no sooner than it was told to, and packets flow again."""
+async def test_clients_return_after_an_announced_restart(tmp_path: Path) -> None:
+    """No sooner than announced; then packets flow again."""
     with running("pyderp", "plain", tmp_path, options=["--drain", str(DRAIN)]) as relay:
         many = [Restarted(relay) for _ in range(6)]
         async with asyncio.TaskGroup() as group:
@@ -174,20 +174,20 @@ async def test_announced_restart(tmp_path: Path) -> None:
             for one in many:
                 await one.client.aclose()
         for one in many:
-            assert one.told is not None
-            assert 0 <= one.told.reconnect_in < DRAIN
-            assert one.attempts[1] - one.told_at >= one.told.reconnect_in
+            assert one.announcement is not None
+            assert 0 <= one.announcement.reconnect_in < DRAIN
+            assert one.attempts[1] - one.announced_at >= one.announcement.reconnect_in
             assert one.client.stats.disconnects == {"restarting": 1}
 
 
 class Restarted:
-    """A client that notes when it is told of a restart, and when it connects."""
+    """A client that records when a restart is announced, and when it connects."""
 
     def __init__(self, relay: Relay) -> None:
         self.client = Client.for_url(url(relay), config=config(relay, dialer=self._dial))
         self.attempts: list[float] = []
-        self.told: Restarting | None = None
-        self.told_at = 0.0
+        self.announcement: Restarting | None = None
+        self.announced_at = 0.0
 
     async def _dial(
         self, host: str, port: int
@@ -198,4 +198,4 @@ class Restarted:
     async def receive(self) -> None:
         async for message in self.client:
             if isinstance(message, Restarting):
-                self.told, self.told_at = message, time.monotonic()
+                self.announcement, self.announced_at = message, time.monotonic()

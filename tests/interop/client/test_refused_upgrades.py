@@ -1,4 +1,4 @@
-"""A URL that is not where a relay has DERP: the error says so, with TLS and without."""
+"""A URL with a path that is not DERP's: the error says so, with TLS and without."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from .support import GetRelay, config, url, within
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("setup", ["plain", "named"])
 @pytest.mark.parametrize("path", ["", "/", "/derpx"])
-async def test_another_path(relays: GetRelay, kind: Kind, setup: Setup, path: str) -> None:
-    """Both relays have a page of their own at `/`, and derper has it at every path."""
+async def test_the_error_names_the_wrong_path(
+    relays: GetRelay, kind: Kind, setup: Setup, path: str
+) -> None:
+    """Both relays have a home page at `/`, and derper has it at every path."""
     relay = relays(kind, setup)
 
     base = url(relay).removesuffix("/derp")

@@ -28,7 +28,7 @@ Command = Callable[[Path, str, str], list[str]]
 
 @dataclass(frozen=True)
 class Front:
-    """A proxy that runs, with a certificate of its own for localhost."""
+    """A running proxy, with its own certificate for localhost."""
 
     port: int
     http_port: int
@@ -88,7 +88,7 @@ def front(
                     "XDG_CONFIG_HOME": str(folder),
                 },
             )
-        # None of them can pick a port, so a free one is guessed; another may be faster.
+        # None of them can pick a port, so a free one is guessed; another process may take it first.
         if _listens(process, port) or attempt == _ATTEMPTS - 1:
             break
         _stop(process)
@@ -111,7 +111,7 @@ def _settings(snippet: str, folder: Path, port: int, http_port: int) -> str:
     text = (REPOSITORY / "contrib" / snippet).read_text()
     text = text.replace("/etc/derp", str(folder))
     if snippet.startswith("caddy"):
-        # Its own names for ports; the rest of the global options keeps it to itself.
+        # The file names ports itself; the other global options are removed.
         options = (
             f"{{\n\tadmin off\n\thttps_port {port}\n\thttp_port {http_port}\n"
             "\tdefault_bind 127.0.0.1 ::1\n}\n"
@@ -121,7 +121,7 @@ def _settings(snippet: str, folder: Path, port: int, http_port: int) -> str:
 
 
 def _ports(text: str, port: int, http_port: int) -> str:
-    """The same with loopback addresses in place of all, and ports that are free."""
+    """The same text with loopback addresses instead of all addresses, and with free ports."""
     for old, new in ((443, port), (80, http_port)):
         text = text.replace(f"[::]:{old}", f"[::1]:{new}")
         for kind in ("listen ", "bind :"):

@@ -1,4 +1,4 @@
-"""Clients that come from an address of their own, and what the relay saw of them."""
+"""Clients that connect from a chosen address, and the address that the relay saw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyderp import Client, ClientConfig, NodePublic, PeerPresent
-from tests.interop.client.support import BOUND, DIRECT, MESH, NOBODY, next_of
+from tests.interop.client.support import BOUND, DIRECT, MESH, NO_ROOTS, next_of
 
 FROM = "127.0.0.2"
 """Where clients come from; proxies come from 127.0.0.1."""
@@ -23,23 +23,23 @@ def come_from(address: str) -> Callable[[socket.socket], None]:
 
 
 def settings(ca: Path | None, address: str = FROM, **changes: Any) -> ClientConfig:
-    """A client's settings: comes from an address, and trusts one certificate."""
+    """A client's settings: it connects from an address, and trusts one certificate."""
     roots = () if ca is None else (ca,)
     return ClientConfig(
         network=replace(DIRECT, before_connect=come_from(address)),
-        tls=replace(NOBODY, extra_roots=roots),
+        tls=replace(NO_ROOTS, extra_roots=roots),
         **changes,
     )
 
 
 def watcher(url: str, ca: Path | None) -> Client:
-    """A mesh peer that is told of everybody."""
+    """A mesh peer that gets all presence updates."""
     config = settings(ca, mesh_key=MESH, watch_connection_changes=True)
     return Client.for_url(url, config=config)
 
 
 async def present(watching: Client, key: NodePublic) -> tuple[str, int]:
-    """What mesh peers are told of where a client is."""
+    """The PeerPresent of a client, as mesh peers get it."""
     while True:
         message = await next_of(watching, PeerPresent)
         if message.peer == key:
@@ -49,7 +49,7 @@ async def present(watching: Client, key: NodePublic) -> tuple[str, int]:
 async def connections(
     port: int, ca: Path | None, *, before: bytes = b"", host: str = "127.0.0.1"
 ) -> dict[str, dict[str, Any]]:
-    """`/debug/connections` by key, asked for from this machine.
+    """`/debug/connections` by key, requested from this machine.
 
     Args:
         before: what the connection begins with: a PROXY header.

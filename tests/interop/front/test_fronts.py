@@ -25,7 +25,7 @@ from .fronts import Front, front
 from .seen import FROM, connections, present, settings, watcher
 
 FROM_HERE = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"
-"""What a balancer says of a request from the relay's own machine."""
+"""The PROXY header of a request from the relay's own machine."""
 
 END = ["nginx/end-tls.conf", "haproxy/end-tls.cfg", "caddy/Caddyfile"]
 PASS = ["nginx/pass-tls.conf", "haproxy/pass-tls.cfg"]
@@ -39,7 +39,7 @@ Behind: TypeAlias = tuple[Relay, Front]
 
 @contextmanager
 def ending(snippet: str, directory: Path, *options: str) -> Iterator[Behind]:
-    """A plain relay behind a proxy that ends TLS."""
+    """A plain relay behind a proxy that terminates TLS."""
     with (
         running("pyderp", "plain", directory, options=options) as relay,
         front(snippet, f"127.0.0.1:{relay.port}", directory) as proxy,
@@ -62,8 +62,8 @@ def by_proxy(proxy: Front) -> str:
     [(END[0], "uvloop"), (END[1], "asyncio"), (END[2], "uvloop")],
     indirect=["on_loop"],
 )
-async def test_tls_ends_in_front(snippet: str, tmp_path: Path) -> None:
-    """DERP and websockets pass, the relay knows where clients really are, and says so."""
+async def test_tls_can_end_in_the_proxy(snippet: str, tmp_path: Path) -> None:
+    """DERP and websockets pass, and the relay has and logs the clients' own addresses."""
 
     async def main(relay: Relay, proxy: Front) -> None:
         derp = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
@@ -73,16 +73,16 @@ async def test_tls_ends_in_front(snippet: str, tmp_path: Path) -> None:
             await deliver(derp, web, bytes(40_000))
             await deliver(web, derp, bytes(40_000))
             rows = await connections(relay.port, None)
-            told = await present(watching, derp.self_public_key)
+            reported = await present(watching, derp.self_public_key)
             for client, over in ((derp, "plain"), (web, "websocket, plain")):
                 row = rows[str(client.self_public_key)]
                 assert (row["address"].rpartition(":")[0], row["over"]) == (FROM, over)
-        assert told[0] == FROM
+        assert reported[0] == FROM
 
     with ending(snippet, tmp_path, TRUSTED) as (relay, proxy):
         await main(relay, proxy)
         await answers_plain_http(proxy)
-        await lies_in_vain(proxy)
+        await forged_headers_are_ignored(proxy)
         await comes_by_ipv6(proxy, proxy.ca)
         for flags in ((), ("-mode", "ws")):
             play(through(proxy, relay), "sendrecv", flags)
@@ -96,7 +96,7 @@ async def exchange(
     source: str = FROM,
     name: str = "localhost",
 ) -> str:
-    """Send a request; gives the answer, nothing if the connection is closed instead."""
+    """Send a request; returns the answer, or nothing if the connection is closed instead."""
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection(
             host,
@@ -115,7 +115,7 @@ async def exchange(
 
 
 async def comes_by_ipv6(proxy: Front, ca: Path) -> None:
-    """Who has IPv6 reaches the relay, which sees that address."""
+    """A client with IPv6 reaches the relay, which sees that address."""
     context = ssl.create_default_context(cafile=ca)
     page = debug_page().replace("/debug/", "/debug/connections?format=json")
     six = DERPNode(
@@ -133,7 +133,7 @@ async def comes_by_ipv6(proxy: Front, ca: Path) -> None:
 
 
 async def answers_plain_http(proxy: Front) -> None:
-    """The check for captive portals reaches the relay, all else is redirected."""
+    """The check for captive portals reaches the relay, all other requests are redirected."""
     head = " HTTP/1.1\nHost: localhost\nConnection: close\nX-Tailscale-Challenge: abc\n\n"
     answer = await exchange("127.0.0.1", proxy.http_port, "GET /generate_204" + head, None)
     assert answer.startswith("HTTP/1.1 204")
@@ -143,9 +143,9 @@ async def answers_plain_http(proxy: Front) -> None:
     assert "location: https://localhost/derp/probe?x=1\r\n" in answer.lower()
 
 
-async def lies_in_vain(proxy: Front) -> None:
-    """What a client says of where it is does not count: the relay still takes it for 127.0.0.2,
-    which may see `/debug/` as it is this machine."""
+async def forged_headers_are_ignored(proxy: Front) -> None:
+    """A client's own headers do not count: the relay still takes it for 127.0.0.2, which may see
+    `/debug/` as it is this machine."""
     context = ssl.create_default_context(cafile=proxy.ca)
     for lie in ("X-Forwarded-For: 8.8.8.8", "Forwarded: for=8.8.8.8"):
         answer = await exchange("127.0.0.1", proxy.port, debug_page(lie), context)
@@ -159,7 +159,8 @@ def debug_page(*headers: str) -> str:
 
 @pytest.mark.parametrize("on_loop", ["uvloop"], indirect=True)
 async def test_headers_of_an_untrusted_proxy_are_not_believed(tmp_path: Path) -> None:
-    """Without --trusted-proxy the relay sees the proxy, and forwarded requests get no `/debug/`."""
+    """Without --trusted-proxy the relay sees the proxy, and forwarded requests do not get
+    `/debug/`."""
 
     async def main(relay: Relay, proxy: Front) -> None:
         client = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
@@ -176,15 +177,15 @@ async def test_headers_of_an_untrusted_proxy_are_not_believed(tmp_path: Path) ->
 
 @pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
 async def test_only_the_named_proxy_is_believed(tmp_path: Path) -> None:
-    """Others may reach the relay, too: what they say of others is not taken."""
+    """Other hosts may reach the relay, too: their headers are ignored."""
 
     async def main(relay: Relay) -> None:
         claim = debug_page("X-Forwarded-For: 8.8.8.8")
         own = debug_page("X-Forwarded-For: 100.64.0.7")
         for asked, trusted, answer in (
-            (claim, True, "403"),  # taken: that address may not see it
-            (own, True, "200"),  # taken: a Tailscale address may
-            (own, False, "403"),  # not taken, and not this machine's own request either
+            (claim, True, "403"),  # used: that address may not see it
+            (own, True, "200"),  # used: a Tailscale address may
+            (own, False, "403"),  # ignored, and not this machine's own request either
             (debug_page(), False, "200"),
         ):
             source = "127.0.0.1" if trusted else FROM
@@ -214,14 +215,16 @@ def passing(
         ("nginx/pass-tls.conf", {}, "uvloop"),
         ("haproxy/pass-tls.cfg", {}, "asyncio"),
         ("haproxy/pass-tls.cfg", {"send-proxy-v2": "send-proxy"}, "uvloop"),
-        # It asks again and again whether the relay is there; that is no noise in the log.
+        # The proxy's health checks must not appear in the relay's log.
         ("haproxy/pass-tls.cfg", {"send-proxy-v2": "send-proxy-v2 check inter 50ms"}, "asyncio"),
     ],
     indirect=["on_loop"],
     ids=["nginx", "haproxy-v2", "haproxy-v1", "haproxy-checks"],
 )
-async def test_tls_passes_through(snippet: str, changes: dict[str, str], tmp_path: Path) -> None:
-    """PROXY headers of both versions tell where clients are; TLS is the relay's own."""
+async def test_tls_can_pass_through_the_proxy(
+    snippet: str, changes: dict[str, str], tmp_path: Path
+) -> None:
+    """PROXY headers of both versions have the clients' addresses; TLS is the relay's own."""
 
     async def main(relay: Relay, proxy: Front) -> None:
         assert relay.ca is not None
@@ -232,12 +235,12 @@ async def test_tls_passes_through(snippet: str, changes: dict[str, str], tmp_pat
             await deliver(derp, web, bytes(40_000))
             await deliver(web, derp, bytes(40_000))
             rows = await connections(relay.port, relay.ca, before=FROM_HERE)
-            told = await present(watching, derp.self_public_key)
+            reported = await present(watching, derp.self_public_key)
             for client, over in ((derp, "TLS 1.3"), (web, "websocket, TLS 1.3")):
                 row = rows[str(client.self_public_key)]
                 assert (row["address"].rpartition(":")[0], row["over"]) == (FROM, over)
             # The port as well, so that the firewall's log can be compared.
-            assert rows[str(derp.self_public_key)]["address"] == f"{told[0]}:{told[1]}"
+            assert rows[str(derp.self_public_key)]["address"] == f"{reported[0]}:{reported[1]}"
         await refuses_a_header_of_others(relay)
         await refuses_another_name(proxy)
 
@@ -253,7 +256,7 @@ async def test_tls_passes_through(snippet: str, changes: dict[str, str], tmp_pat
 
 
 async def refuses_a_header_of_others(relay: Relay) -> None:
-    """Who connects past the proxy is closed, header or not."""
+    """A client that connects past the proxy is closed, with a header or without."""
     header = "PROXY TCP4 100.64.0.1 127.0.0.1 1 2\n"
     answer = await exchange("127.0.0.1", relay.port, header, None)
     assert answer == ""
@@ -261,7 +264,7 @@ async def refuses_a_header_of_others(relay: Relay) -> None:
 
 
 async def refuses_another_name(proxy: Front) -> None:
-    """What is not for the relay does not come to it."""
+    """Connections for another name do not reach the relay."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -270,9 +273,9 @@ async def refuses_another_name(proxy: Front) -> None:
 
 
 @pytest.mark.parametrize("snippet", END)
-def test_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
-    """The relay has no port at all, and still knows where clients are."""
-    # Caddy has another way to write it.
+def test_a_proxy_can_connect_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
+    """The relay has no TCP port, and still has the clients' addresses."""
+    # Caddy spells it differently.
     path = f"{tmp_path}/relay.sock"
     there = {"nginx": f"unix:{path}:", "haproxy": f"unix@{path}", "caddy": f"unix/{path}"}
 
@@ -294,8 +297,8 @@ def test_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_loop", ["uvloop"], indirect=True)
 async def test_port_443_is_shared_with_web_sites(tmp_path: Path) -> None:
-    """By name: TLS of the relay passes through to it, all else goes to the sites of this nginx.
-    Both know where clients are."""
+    """TLS of the relay passes through by its name, all other connections go to sites of this nginx.
+    Both get the clients' addresses."""
 
     async def main(relay: Relay, proxy: Front) -> None:
         assert relay.ca is not None
@@ -331,8 +334,8 @@ async def test_port_443_is_shared_with_web_sites(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
-async def test_the_relay_stands_beside_other_sites_where_tls_ends(tmp_path: Path) -> None:
-    """Server blocks of one port: nginx chooses by name, the relay's and the sites'."""
+async def test_the_relay_can_be_beside_other_sites_where_tls_ends(tmp_path: Path) -> None:
+    """Server blocks of one port: nginx chooses by name between the relay and the sites."""
 
     async def main(relay: Relay, proxy: Front) -> None:
         client = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
@@ -375,7 +378,7 @@ def test_the_guide_quotes_what_is_tested(snippet: str) -> None:
 
 @pytest.mark.parametrize("snippet", [*END, *PASS, SHARED[0]])
 def test_the_guide_has_the_same_command_line_of_the_relay(snippet: str) -> None:
-    """The comment above the settings is copied as well: it must be all that the guide gives."""
+    """The comment above the settings is copied as well: it must equal the guide's."""
     text = (REPOSITORY / "contrib" / snippet).read_text()
     commands = re.findall(r"^#   (pyderp relay (?:.*\\\n# +)*.*)$", text, re.MULTILINE)
     given = re.findall(r"^pyderp relay (?:.*\\\n +)*.*$", GUIDE.read_text(), re.MULTILINE)

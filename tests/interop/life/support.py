@@ -1,4 +1,4 @@
-"""A relay as a service manager runs it, and clients that never stop talking."""
+"""A relay as a service manager runs it, and clients that always send and receive."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class Service:
             )
 
     def text(self) -> str:
-        """What it has logged so far; nothing if the log is no file."""
+        """Its log so far; empty if the log is no file."""
         if not self.log.is_file():
             return ""
         return self.log.read_bytes()[self._read_from :].decode(errors="replace")
 
     def wait_for(self, text: str, count: int = 1) -> None:
-        """Wait until the log has a text, so often."""
+        """Wait until the log has a text this many times."""
         deadline = time.monotonic() + BOUND
         while self.text().count(text) < count:
             code = self.popen.poll()
@@ -85,7 +85,7 @@ class Service:
 
     @property
     def port(self) -> int:
-        """Where it listens; waits until it does."""
+        """Wait until it listens; returns the port."""
         self.wait_for("admits every client")
         return int(
             self.text().partition("INFO listening on ")[2].partition(",")[0].rpartition(":")[2]
@@ -95,11 +95,11 @@ class Service:
         self.popen.send_signal(number)
 
     async def ends(self) -> int:
-        """Wait until it has ended; gives its exit code."""
+        """Wait until it has ended; returns its exit code."""
         return await asyncio.to_thread(self.popen.wait, BOUND)
 
     def check(self) -> None:
-        """Fail if it had an error that it did not foresee."""
+        """Fail if it logged an unexpected error."""
         text = self.text()
         assert "Traceback" not in text, text[-4000:]
         assert "never retrieved" not in text, text[-4000:]
@@ -107,7 +107,7 @@ class Service:
 
 def _before_exec(sockets: Sequence[socket.socket], files: int | None) -> Callable[[], None]:
     def prepare() -> None:
-        # First out of the way of each other.
+        # First move them out of each other's way.
         copies = [os.dup2(sock.fileno(), 100 + i) for i, sock in enumerate(sockets)]
         for i, copy in enumerate(copies):
             os.dup2(copy, 3 + i)
@@ -121,7 +121,7 @@ def _before_exec(sockets: Sequence[socket.socket], files: int | None) -> Callabl
 @contextmanager
 def service(*arguments: object, log: Path, **options: object) -> Iterator[Service]:
     """Run one until the block ends, and check its log."""
-    run = Service(arguments, log, **options)  # type: ignore[arg-type]  # passed on as they are
+    run = Service(arguments, log, **options)  # type: ignore[arg-type]  # passed on unchanged
     try:
         yield run
         run.check()
@@ -135,12 +135,12 @@ def plain_config(**changes: object) -> ClientConfig:
 
 
 class Talker:
-    """A client that receives all the time, over as many connections as it takes."""
+    """A client that always receives, over as many connections as needed."""
 
     def __init__(self, url: str, config: ClientConfig | None = None) -> None:
         self.client = Client.for_url(url, config=config or plain_config())
         self.received: list[tuple[float, bytes]] = []
-        """When and what."""
+        """Time and content."""
         self.sent: list[float] = []
         self.restarting: list[Restarting] = []
         self.failures: list[Exception] = []
@@ -154,7 +154,7 @@ class Talker:
                 self.restarting.append(message)
 
     async def send_to(self, other: Talker, every: float) -> None:
-        """Send the time again and again. What cannot be sent now is lost, as DERP has it."""
+        """Send the time repeatedly. What cannot be sent now is lost, as usual in DERP."""
         key = other.client.self_public_key
         while True:
             now = time.monotonic()
@@ -186,7 +186,7 @@ async def talking(talkers: Sequence[Talker], *, every: float = 0.05) -> AsyncIte
                     task.cancel()
 
 
-async def hear(talkers: Sequence[Talker], since: float | None = None) -> None:
+async def until_received(talkers: Sequence[Talker], since: float | None = None) -> None:
     """Wait until each has received a packet that was sent after a moment; by default now."""
     moment = time.monotonic() if since is None else since
     for talker in talkers:
@@ -194,7 +194,7 @@ async def hear(talkers: Sequence[Talker], since: float | None = None) -> None:
 
 
 async def until(condition: Callable[[], bool], bound: float = BOUND) -> None:
-    """Wait until something holds that no event tells of."""
+    """Wait until a condition holds for which there is no event."""
     async with asyncio.timeout(bound):
-        while not condition():  # noqa: ASYNC110 (what is looked at lies outside of this loop)
+        while not condition():  # noqa: ASYNC110 (the condition lies outside of this loop)
             await asyncio.sleep(_POLL)

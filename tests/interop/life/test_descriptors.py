@@ -1,4 +1,4 @@
-"""No file descriptors left: the relay serves those it has, sheds the rest, and recovers."""
+"""Without free file descriptors the relay serves its connections, closes new ones, and recovers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from pyderp import ConnectError
 from tests.cli.process import BOUND
 
-from .support import Service, Talker, hear, service, talking, until
+from .support import Service, Talker, until_received, service, talking, until
 
 FILES = 120
 FLOOD = 300
@@ -23,7 +23,7 @@ FLOOD = 300
 
 @contextlib.contextmanager
 def flood(port: int, count: int = FLOOD) -> Iterator[list[socket.socket]]:
-    """So many connections that say nothing."""
+    """This many connections that send nothing."""
     socks: list[socket.socket] = []
     try:
         for _ in range(count):
@@ -53,13 +53,13 @@ def open_files(relay: Service) -> int:
 
 
 def cpu(relay: Service) -> float:
-    """Seconds of CPU that it has used."""
+    """Seconds of CPU time that it has used."""
     fields = Path(f"/proc/{relay.popen.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_flood_is_shed(loop: str, tmp_path: Path) -> None:
+def test_connections_above_the_limit_are_closed(loop: str, tmp_path: Path) -> None:
     async def main(relay: Service) -> None:
         url = f"http://127.0.0.1:{relay.port}/derp"
         talkers = [Talker(url), Talker(url)]
@@ -67,13 +67,13 @@ def test_a_flood_is_shed(loop: str, tmp_path: Path) -> None:
             lines = relay.text().count("\n")
             with flood(relay.port) as socks:
                 await until(lambda: shed(socks) > FLOOD - FILES)
-                await hear(talkers)
-                assert shed(socks) < FLOOD  # some do get in
+                await until_received(talkers)
+                assert shed(socks) < FLOOD  # some are accepted
                 assert FILES / 2 < open_files(relay) < FILES
             said = relay.text().splitlines()[lines:]
             assert len(said) < 5
             assert any("out of file descriptors" in line for line in said)
-            # The room comes back once the relay has seen them go.
+            # Descriptors are free again once the relay has noticed the ends.
             await until_served(url)
             assert all(talker.client.generation == 1 for talker in talkers)
         assert not any(talker.failures for talker in talkers)
@@ -84,24 +84,24 @@ def test_a_flood_is_shed(loop: str, tmp_path: Path) -> None:
 
 
 async def until_served(url: str) -> None:
-    """Log in, as often as it takes."""
+    """Log in, as often as needed."""
     async with asyncio.timeout(BOUND):
         while True:
             newcomers = [Talker(url), Talker(url)]
             try:
                 async with talking(newcomers):
-                    await hear(newcomers)
+                    await until_received(newcomers)
                 return
             except ExceptionGroup as e:
-                # The relay has not seen all of the others go, and sheds these, too.
+                # The relay has not noticed all ends yet, and closes these, too.
                 if e.split(ConnectError)[1] is not None:
                     raise
                 await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_the_limit_itself_is_hit(loop: str, tmp_path: Path) -> None:
-    """As when something else takes the descriptors, in this process or in the whole system."""
+def test_the_limit_of_the_process_is_survived(loop: str, tmp_path: Path) -> None:
+    """As when other files use up the descriptors, in this process or in the whole system."""
 
     async def main(relay: Service) -> None:
         url = f"http://127.0.0.1:{relay.port}/derp"
@@ -114,7 +114,7 @@ def test_the_limit_itself_is_hit(loop: str, tmp_path: Path) -> None:
             with flood(relay.port, 60):
                 used = cpu(relay)
                 for _ in range(3):  # asyncio tries again each second
-                    await hear(talkers)
+                    await until_received(talkers)
                     await asyncio.sleep(0.4)
                 assert cpu(relay) - used < 0.6
             said = relay.text().splitlines()[lines:]

@@ -12,23 +12,23 @@ import pytest
 from tests.server.certificates import trusting_nobody, write_pair
 from tests.server.dial import Via, connect
 
-from .support import Service, Talker, hear, service, talking
+from .support import Service, Talker, until_received, service, talking
 
 
-def test_killed_and_started_again_on_the_same_port(tmp_path: Path) -> None:
-    """Clients come back by themselves; nothing is in the way of the new process."""
+def test_a_killed_relay_can_start_again_on_the_same_port(tmp_path: Path) -> None:
+    """Clients reconnect by themselves; nothing hinders the new process."""
 
     async def main(relay: Service) -> None:
         url = f"http://127.0.0.1:{relay.port}/derp"
         flags[1] = f"127.0.0.1:{relay.port}"
         talkers = [Talker(url) for _ in range(4)]
         async with talking(talkers):
-            await hear(talkers)
+            await until_received(talkers)
             relay.popen.kill()
             await relay.ends()
             with service(*flags, log=tmp_path / "log") as again:
                 await asyncio.to_thread(lambda: again.port)
-                await hear(talkers)
+                await until_received(talkers)
                 assert again.text().split("relay key ")[1][:80] == key
         assert all(talker.client.generation >= 2 for talker in talkers)
         assert not any(talker.restarting for talker in talkers)
@@ -41,8 +41,10 @@ def test_killed_and_started_again_on_the_same_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("loop", "tls"), [("asyncio", True), ("uvloop", True), ("uvloop", False)])
-def test_clients_that_read_nothing_do_not_hold_it_up(loop: str, tls: bool, tmp_path: Path) -> None:
-    """Neither their full sockets nor what waits for them."""
+def test_clients_that_read_nothing_do_not_delay_a_stop(
+    loop: str, tls: bool, tmp_path: Path
+) -> None:
+    """Neither their full sockets nor their queues."""
 
     async def main(relay: Service) -> None:
         address = ("127.0.0.1", relay.port)

@@ -1,4 +1,4 @@
-"""What a service manager is told, from the start to the end."""
+"""Notifications of a service manager, from the start to the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .support import service
 
 
 class Manager:
-    """What systemd's side of the notify socket hears."""
+    """systemd's side of the notify socket."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -28,19 +28,19 @@ class Manager:
     def close(self) -> None:
         self._socket.close()
 
-    def hears(self) -> dict[str, str]:
-        """The next message that is more than a sign of life."""
+    def next_state(self) -> dict[str, str]:
+        """The next message other than a watchdog ping."""
         while True:
             text = self._socket.recv(4096).decode()
             if text != "WATCHDOG=1":
                 return dict(line.split("=", 1) for line in text.split("\n"))
 
-    def hears_sign_of_life(self) -> None:
+    def next_watchdog(self) -> None:
         while self._socket.recv(4096) != b"WATCHDOG=1":
             pass
 
     def rest(self) -> set[str]:
-        """All that is left to hear."""
+        """All remaining messages."""
         self._socket.setblocking(False)
         found = set()
         with contextlib.suppress(BlockingIOError):
@@ -64,7 +64,7 @@ def test_the_service_manager_is_notified_of_each_step(
     keys.write_text('drain = "0.6s"\n')
     flags = ["--dev", "--no-stun", "-a", "127.0.0.1:0", f"--loop={loop}", f"--config-file={keys}"]
     with service(*flags, log=tmp_path / "log", extra=manager.environment) as relay:
-        ready = manager.hears()
+        ready = manager.next_state()
         assert ready["READY"] == "1"
         assert int(ready["MAINPID"]) == relay.popen.pid
         assert (
@@ -77,20 +77,20 @@ def test_the_service_manager_is_notified_of_each_step(
                 stack.enter_context(socket.create_connection(there, timeout=BOUND))
                 for _ in range(20)  # closed over the time of the drain
             ]
-            manager.hears_sign_of_life()
-            manager.hears_sign_of_life()
-            for text in ('drain = "0.7s"\n', "drain = \n"):  # what is wrong does not stop it either
+            manager.next_watchdog()
+            manager.next_watchdog()
+            for text in ('drain = "0.7s"\n', "drain = \n"):  # an error does not stop it either
                 keys.write_text(text)
                 before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
                 relay.signal(signal.SIGHUP)
-                reloading = manager.hears()
+                reloading = manager.next_state()
                 assert reloading["RELOADING"] == "1"
                 assert before <= int(reloading["MONOTONIC_USEC"])
-                assert manager.hears()["READY"] == "1"
+                assert manager.next_state()["READY"] == "1"
             relay.signal(signal.SIGTERM)
-            assert manager.hears()["STOPPING"] == "1"
+            assert manager.next_state()["STOPPING"] == "1"
             relay.signal(signal.SIGHUP)  # too late
-            manager.hears_sign_of_life()  # it is not hung: it waits for clients
+            manager.next_watchdog()  # it does not hang: it waits for clients
             assert relay.popen.wait(BOUND) == 0
             assert [sock.recv(1) for sock in silent] == [b""] * 20
         assert manager.rest() <= {"WATCHDOG=1"}

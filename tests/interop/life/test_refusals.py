@@ -1,4 +1,4 @@
-"""A relay that cannot start: one line that says what, where and what to do, and nothing left."""
+"""A relay that cannot start prints one line with cause, place and remedy, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .support import service
 from .test_notify import Manager
 
 Prepare: TypeAlias = Callable[[Path], list[str]]
-"""Puts something wrong into a folder; gives the flags of a relay that meets it."""
+"""Puts a problem into a folder; returns the flags of a relay that finds it."""
 
 PLAIN = ["-a", "127.0.0.1:0", "--no-stun"]
 TLS = [*PLAIN, "--certmode=manual", "--hostname=localhost", "--http-port=-1"]
@@ -84,7 +84,7 @@ PROBLEMS: dict[str, tuple[Prepare, str]] = {
 
 @contextlib.contextmanager
 def taken_ports() -> Iterator[dict[str, tuple[Prepare, str]]]:
-    """Ports of each kind that others have."""
+    """Ports of each kind that other sockets use."""
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -110,10 +110,10 @@ def taken_ports() -> Iterator[dict[str, tuple[Prepare, str]]]:
 
 
 def test_each_refusal_is_one_line(tmp_path: Path) -> None:
-    """All at once, since starting takes the most time."""
+    """All at once, as starts take the most time."""
     started: list[tuple[str, Path, list[str], str, subprocess.Popen[str]]] = []
     with taken_ports() as ports, contextlib.ExitStack() as stack:
-        for number, (name, (prepare, told)) in enumerate({**PROBLEMS, **ports}.items()):
+        for number, (name, (prepare, expected)) in enumerate({**PROBLEMS, **ports}.items()):
             folder = tmp_path / str(number)
             folder.mkdir()
             flags = prepare(folder)
@@ -128,20 +128,20 @@ def test_each_refusal_is_one_line(tmp_path: Path) -> None:
                 )
             )
             stack.callback(process.kill)
-            started.append((name, folder, before, told.replace("%", str(folder)), process))
-        for name, folder, before, told, process in started:
+            started.append((name, folder, before, expected.replace("%", str(folder)), process))
+        for name, folder, before, expected, process in started:
             output, _ = process.communicate(timeout=BOUND)
             lines = output.splitlines()
             assert process.returncode == 1, (name, output)
             assert lines[-1].startswith("pyderp: "), (name, output)
-            assert told in lines[-1], (name, output)
+            assert expected in lines[-1], (name, output)
             assert "Traceback" not in output
             # A key is made only for a relay that can start.
             assert sorted(os.listdir(folder)) == before, name
 
 
 def on_a_full_disk(folder: Path, then: str) -> list[str]:
-    """What a command begins with so that `folder` is on a disk of its own, which is full.
+    """Commands in front of a command, so that `folder` is on its own disk, which is full.
 
     Args:
         then: what a shell does with the rest of the command, "$@".
@@ -157,7 +157,7 @@ def on_a_full_disk(folder: Path, then: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["-c", "%/relay.json"], "cannot make the key file %/relay.json: No space left on device"),
         (
@@ -168,7 +168,7 @@ def on_a_full_disk(folder: Path, then: str) -> list[str]:
     ids=["key", "certificate"],
 )
 def test_a_full_disk_is_reported_and_no_part_of_a_file_is_left(
-    flags: list[str], told: str, tmp_path: Path
+    flags: list[str], expected: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "full"
     before = on_a_full_disk(folder, '"$@"; code=$?; ls -A "$0"; exit $code')
@@ -183,12 +183,12 @@ def test_a_full_disk_is_reported_and_no_part_of_a_file_is_left(
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "pyderp: " + told.replace("%", str(folder))
+    assert done.stderr.splitlines()[-1] == "pyderp: " + expected.replace("%", str(folder))
     assert done.stdout == "fill\n"
 
 
 def test_on_a_full_disk_a_relay_with_acme_serves(tmp_path: Path) -> None:
-    """What it cannot note of its attempts is in the log, and it stops as any other."""
+    """It logs that it cannot save its attempts, and it stops as usual."""
     folder = tmp_path / "full"
     before = on_a_full_disk(folder, 'exec "$@"')
     flags = [*PLAIN, f"-c{tmp_path}/relay.json", "--hostname=relay.example.com", "--http-port=-1"]
@@ -202,14 +202,14 @@ def test_on_a_full_disk_a_relay_with_acme_serves(tmp_path: Path) -> None:
         assert relay.popen.wait(BOUND) == 0
 
 
-def test_a_relay_whose_log_is_full_serves_on(tmp_path: Path) -> None:
-    """Nobody hears of it, but clients do not suffer."""
+def test_a_relay_whose_log_is_full_goes_on_serving(tmp_path: Path) -> None:
+    """Lines are lost, but clients are served."""
     manager = Manager(tmp_path / "notify")
     key = tmp_path / "relay.json"
     try:
         flags = [*PLAIN, f"-c{key}"]
         with service(*flags, log=Path("/dev/full"), extra=manager.environment) as relay:
-            status = manager.hears()["STATUS"]
+            status = manager.next_state()["STATUS"]
             port = int(status.partition(",")[0].rpartition(":")[2])
             for _ in range(3):
                 with socket.create_connection(("127.0.0.1", port), timeout=BOUND) as sock:

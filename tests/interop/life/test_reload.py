@@ -13,7 +13,7 @@ import pyderp
 from pyderp import Client, ClientConfig, NodePrivate, ReceivedPacket, RelayConfig
 from pyderp.errors import ConnectError, ConnectionClosed
 from tests.cli.process import BOUND
-from tests.interop.client.support import DIRECT, MESH, NOBODY, next_of, until
+from tests.interop.client.support import DIRECT, MESH, NO_ROOTS, next_of, until
 from tests.interop.relays import MESH_KEY
 from tests.server.certificates import trusting_nobody, write_pair
 
@@ -22,13 +22,13 @@ from .support import Service, plain_config, service
 
 @dataclass
 class Files:
-    """All that an operator may edit while the relay runs."""
+    """The files that an operator may edit while the relay runs."""
 
     directory: Path
     fingerprint: str = ""
     """Of the certificate."""
     ca: Path = Path()
-    """What clients trust; its name changes, as they read a file once."""
+    """The certificate that clients trust; its name changes, as they read a file once."""
 
     def certificate(self) -> None:
         der = write_pair(self.directory, "localhost")
@@ -67,7 +67,7 @@ class Files:
 
 
 class Served:
-    """The relay as clients find it."""
+    """The relay as clients reach it."""
 
     def __init__(self, relay: Service, files: Files) -> None:
         self.relay = relay
@@ -76,11 +76,11 @@ class Served:
         self.port = int(found)
 
     def client(self, key: NodePrivate) -> Client:
-        tls = replace(NOBODY, extra_roots=(self.files.ca,))
+        tls = replace(NO_ROOTS, extra_roots=(self.files.ca,))
         config = ClientConfig(network=DIRECT, tls=tls)
         return Client.for_url(f"https://localhost:{self.port}/derp", private_key=key, config=config)
 
-    async def lets_in(self, key: NodePrivate) -> bool:
+    async def admits(self, key: NodePrivate) -> bool:
         async with self.client(key) as client:
             try:
                 await client.connect()
@@ -90,7 +90,7 @@ class Served:
             return True
 
     async def fingerprint(self) -> str:
-        """Of the certificate that it serves now."""
+        """That of the certificate that it serves now."""
         _, writer = await asyncio.open_connection(
             "127.0.0.1", self.port, ssl=trusting_nobody(), server_hostname="localhost"
         )
@@ -99,16 +99,16 @@ class Served:
         await writer.wait_closed()
         return hashlib.sha256(der).hexdigest()
 
-    async def reload(self, *told: str) -> None:
-        """SIGHUP; the log then has one line more with each text."""
-        before = [self.relay.text().count(text) for text in told]
+    async def reload(self, *lines: str) -> None:
+        """Send SIGHUP; the log then has one line more with each text."""
+        before = [self.relay.text().count(text) for text in lines]
         self.relay.signal(signal.SIGHUP)
-        for text, count in zip(told, before, strict=True):
+        for text, count in zip(lines, before, strict=True):
             await self.relay.logs(text, count + 1)
 
 
-def test_all_that_can_change_does(tmp_path: Path) -> None:
-    """Without a connection being closed, but for those that are no longer allowed."""
+def test_a_reload_applies_all_that_can_change(tmp_path: Path) -> None:
+    """Only connections that are no longer admitted are closed."""
     old, new = NodePrivate.generate(), NodePrivate.generate()
     files = Files(tmp_path)
 
@@ -116,7 +116,7 @@ def test_all_that_can_change_does(tmp_path: Path) -> None:
         config = RelayConfig(mesh_key=MESH)
         async with pyderp.Relay(config) as other, served.client(old) as client:
             await client.connect()
-            assert not await served.lets_in(new)
+            assert not await served.admits(new)
 
             before = files.fingerprint
             files.certificate()
@@ -125,7 +125,7 @@ def test_all_that_can_change_does(tmp_path: Path) -> None:
             files.settings(other.url)
             await served.reload("settings reloaded", "client-rate=10000000 bytes/sec")
             assert await served.fingerprint() == files.fingerprint != before
-            assert await served.lets_in(new)
+            assert await served.admits(new)
             async with Client.for_url(other.url, config=plain_config()) as far:
                 await far.connect()
                 await far.ping()
@@ -166,7 +166,7 @@ def test_all_that_can_change_does(tmp_path: Path) -> None:
 
 
 async def reach(source: Client, target: Client) -> None:
-    """Send until it arrives: mesh peers hear of a client a moment after it came."""
+    """Send until it arrives: mesh peers learn of a client a moment after its login."""
     async with asyncio.timeout(BOUND):
         waiting = asyncio.ensure_future(next_of(target, ReceivedPacket))
         while not waiting.done():

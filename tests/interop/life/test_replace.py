@@ -1,4 +1,4 @@
-"""A new relay takes over from an old one while clients talk, and nobody is turned away."""
+"""A new relay replaces an old one while clients send, and no connection is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.interop.front.seen import connections
 
-from .support import Service, Talker, hear, service, talking, until
+from .support import Service, Talker, until_received, service, talking, until
 
 TALKERS = 16
 DRAIN = 0.6
@@ -26,8 +26,8 @@ Start: TypeAlias = Callable[[str], AbstractContextManager[Service]]
 HTTP = b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Knocking:
-    """Connects and asks for a page, again and again."""
+class PageRequests:
+    """Requests a page repeatedly, on new connections."""
 
     def __init__(self) -> None:
         self.served = 0
@@ -62,39 +62,39 @@ def arguments(directory: Path, port: int, loop: str, *more: str) -> list[str]:
 
 
 async def take_over(start: Start) -> None:
-    """The sequence that a service manager or an operator goes through."""
+    """Replace the relay as a service manager or an operator does."""
     with start("old") as old:
         port = await asyncio.to_thread(lambda: old.port)
         url = f"http://127.0.0.1:{port}/derp"
         talkers = [Talker(url) for _ in range(TALKERS)]
-        knocking = Knocking()
+        knocking = PageRequests()
         async with talking(talkers), asyncio.TaskGroup() as group:
             knocks = group.create_task(knocking.run(port))
-            await hear(talkers)
+            await until_received(talkers)
             with start("new") as new:
                 assert await asyncio.to_thread(lambda: new.port) == port
                 begin = time.monotonic()
                 old.signal(signal.SIGTERM)
                 assert await old.ends() == 0
                 await until(lambda: len(talkers) == sum(len(t.restarting) for t in talkers))
-                await hear(talkers)
+                await until_received(talkers)
                 knocks.cancel()
                 rows = await connections(port, None)
                 assert rows.keys() == {str(each.client.self_public_key) for each in talkers}
                 assert all(each.client.generation == 2 for each in talkers)
     assert knocking.refused == []
     assert knocking.served > 10
-    # The one that the old relay had just accepted may be among the first that it closes.
+    # A connection that the old relay had just accepted may be among the first that it closes.
     assert knocking.cut <= 1
     check_packets(talkers, begin)
 
 
 def check_packets(talkers: list[Talker], begin: float) -> None:
-    """What was sent before the switch all arrived, and in order."""
+    """All packets sent before the switch arrived, in order."""
     for sender, receiver in zip(talkers, (*talkers[1:], talkers[0]), strict=True):
         arrived = [float(data) for _, data in receiver.received]
         assert arrived == sorted(arrived)
-        # What was just being sent may have met a peer that was gone already.
+        # A packet sent during the switch may have met a peer that had left already.
         before = [sent for sent in sender.sent if sent < begin - 0.2]
         assert set(before) <= set(arrived)
         assert len(arrived) > len(before) > 0
@@ -102,12 +102,12 @@ def check_packets(talkers: list[Talker], begin: float) -> None:
 
 
 @pytest.mark.parametrize("loop", ["uvloop"])
-def test_with_sockets_that_are_handed_down(loop: str, tmp_path: Path) -> None:
-    """As systemd's socket units do: the socket outlives both relays."""
+def test_a_socket_can_be_handed_down(loop: str, tmp_path: Path) -> None:
+    """As by systemd's socket units: the socket outlives both relays."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
 
         def start(name: str) -> AbstractContextManager[Service]:
-            # Another address in the settings does not count then.
+            # The address in the settings does not count then.
             flags = arguments(tmp_path, 0, loop)
             return service(*flags, log=tmp_path / f"{name}.log", sockets=[sock])
 
@@ -115,10 +115,10 @@ def test_with_sockets_that_are_handed_down(loop: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio"])
-def test_with_reuse_port(loop: str, tmp_path: Path) -> None:
-    """Without anybody who keeps the socket."""
+def test_both_relays_can_listen_with_reuse_port(loop: str, tmp_path: Path) -> None:
+    """Without a parent that keeps the socket."""
     with socket.socket() as keeper:
-        # So that nobody else takes the port between the two.
+        # So that no other process takes the port between the two.
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         keeper.bind(("127.0.0.1", 0))
         flags = arguments(tmp_path, keeper.getsockname()[1], loop, "--reuse-port")
@@ -127,7 +127,7 @@ def test_with_reuse_port(loop: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loop", ["uvloop"])
 def test_clients_in_the_queue_of_the_old_relay_are_served(loop: str, tmp_path: Path) -> None:
-    """With --reuse-port the kernel deals connections out, also to a relay that is busy."""
+    """With --reuse-port the kernel distributes connections, also to a relay that is busy."""
     with socket.socket() as keeper:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         keeper.bind(("127.0.0.1", 0))

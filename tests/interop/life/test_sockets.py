@@ -24,11 +24,11 @@ def answer(sock: socket.socket | ssl.SSLSocket) -> bytes:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_each_kind_serves_what_it_is_for(loop: str, tmp_path: Path) -> None:
-    """As `contrib/systemd/` has them: 443 and 3478 in one unit, 80 in another by name."""
+def test_each_socket_serves_its_own_kind(loop: str, tmp_path: Path) -> None:
+    """As in `contrib/systemd/`: 443 and 3478 in one unit, 80 in another by name."""
     write_pair(tmp_path, "localhost")
     flags = ["-c", tmp_path / "relay.json", "--certmode=manual", f"--certdir={tmp_path}"]
-    flags += ["--hostname=localhost", f"--loop={loop}"]  # and not a word of ports
+    flags += ["--hostname=localhost", f"--loop={loop}"]  # no port in the settings
     with (
         socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as https,
         socket.create_server(("127.0.0.1", 0)) as http,

@@ -1,4 +1,5 @@
-"""Go's decoder takes and refuses the same maps as ours, and its encoder writes the same bytes."""
+"""Go's decoder accepts and refuses the same maps as pyderp's, and its encoder writes the same
+bytes."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_same_texts_are_maps(name: str, tmp_path: Path) -> None:
-    """derpprobe, with no probe but that of the map itself.
+    """By derpprobe with only the probe of the map itself.
 
     It reads the first value of a file only; clients read a map that is the whole of a text.
     """
@@ -106,7 +107,7 @@ FULL = """{
 
 
 def test_go_writes_the_same_bytes(tmp_path: Path) -> None:
-    """A map goes through a control server and a tailscaled, which drop what they do not know."""
+    """A map passes through a control server and a tailscaled, which drop unknown members."""
     for program in ("tailscaled", "tailscale", "controlserver"):
         need(program)
     path = tmp_path / "map.json"

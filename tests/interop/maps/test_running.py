@@ -1,4 +1,4 @@
-"""Relays that run, Go's and ours: the node that is made for them is the one that they log."""
+"""Running relays, Go's and pyderp's: the node that is made for them is the one that they log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DIRECT = NetworkSettings()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pinned(kind: Kind, tmp_path: Path) -> None:
-    """And the map that is made is good: it is tried as a client would."""
+def test_a_pinned_relay_is_described_with_its_pin(kind: Kind, tmp_path: Path) -> None:
+    """The map works: it is tried as a client would."""
 
     async def main(url: str, port: int) -> None:
         ways = MapWays(settings=DIRECT, timeout=20, stun_port=port)
@@ -37,14 +37,14 @@ def test_pinned(kind: Kind, tmp_path: Path) -> None:
         assert finding.rule == "certificate"
 
     with running(kind, "pinned", tmp_path) as relay:
-        # No STUN answers on the UDP port of that number.
+        # No server answers STUN on the UDP port of that number.
         asyncio.run(main(f"https://127.0.0.1:{relay.port}", relay.port))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_named(kind: Kind, tmp_path: Path) -> None:
-    """With an authority that is trusted there is no pin."""
-
+def test_a_relay_with_a_trusted_certificate_is_described_without_a_pin(
+    kind: Kind, tmp_path: Path
+) -> None:
     async def main(url: str, port: int) -> None:
         assert relay.ca is not None
         tls = TLSConfig(extra_roots=(relay.ca,))

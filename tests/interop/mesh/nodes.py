@@ -1,4 +1,4 @@
-"""Nodes of a mesh as subprocesses: Go's ``derper`` and ours, told of each other in one list."""
+"""Nodes of a mesh as subprocesses: Go's ``derper`` and pyderp, each with one list of all."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Node:
             )
 
     def listens(self) -> None:
-        """Wait until it does."""
+        """Wait until it listens."""
         deadline = time.monotonic() + BOUND
         while time.monotonic() < deadline:
             try:
@@ -77,7 +77,7 @@ class Node:
         self.process.wait()
 
     def stop(self) -> None:
-        """End it politely; it must not have had an error that it did not foresee."""
+        """End it by SIGTERM; it must not have logged an unexpected error."""
         if self.process is None:
             return
         self.process.terminate()
@@ -88,11 +88,11 @@ class Node:
         assert "Traceback" not in self.text(), self.text()[-4000:]
 
     def text(self) -> str:
-        """What it has logged so far."""
+        """Its log so far."""
         return self.log.read_text(errors="replace")
 
     def logs(self, pattern: str, count: int = 1) -> None:
-        """Wait until it has logged this so often."""
+        """Wait until it has logged this, this many times."""
         deadline = time.monotonic() + BOUND
         while len(re.findall(pattern, self.text())) < count:
             assert time.monotonic() < deadline, f"never logged {pattern!r}\n{self.text()[-2000:]}"
@@ -118,8 +118,8 @@ def mesh(
     """Run a full mesh; each node's list has all, itself too, in derper's two ways of writing.
 
     Args:
-        options: more flags for ours.
-        stun: ours answer STUN as well, on any free port.
+        options: more flags for pyderp.
+        stun: pyderp answers STUN as well, on any free port.
         keys: the mesh key of each; by default the same.
     """
     ca = write_localhost(directory)
@@ -164,7 +164,7 @@ def mesh(
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that must be known before anybody listens, as each node is told of all."""
+    """Ports that must be known before the nodes listen, as each node gets the list of all."""
     found: set[int] = set()
     while len(found) < count:
         found.add(free_port())

@@ -1,4 +1,4 @@
-"""Upstream's prober against a region of ours."""
+"""Upstream's prober against a region of pyderp's relays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BOUND = 40.0
 """Seconds for all probes together; a failing one takes twelve."""
 
 
-def test_all_good(tmp_path: Path) -> None:
+def test_the_prober_finds_no_problem(tmp_path: Path) -> None:
     """TLS and STUN of each node, and packets between each two of them."""
     derpprobe = need("derpprobe")
     with mesh(["pyderp", "pyderp"], tmp_path, stun=True) as nodes:

@@ -1,4 +1,4 @@
-"""A full mesh of two Go derpers, one of each version, and two of ours."""
+"""A full mesh of two Go derpers, one of each version, and two of pyderp's relays."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from .nodes import Node
 
 _AGAIN = 0.05
-"""Seconds between two packets of one who waits until one arrives."""
+"""Seconds between two packets of a client that sends until one arrives."""
 
 
 class User:
-    """A client that keeps what comes."""
+    """A client that keeps all messages."""
 
     def __init__(self, node: Node, config: ClientConfig) -> None:
         self.client = Client.for_url(node.url, config=config)
@@ -60,12 +60,12 @@ class User:
         while not any(source == self.key and data in sent for source, data in other.got):
             data = next(self._numbers).to_bytes(4, "big")
             sent.add(data)
-            with suppress(ConnectError, ConnectionClosed):  # its relay may be on the way back
+            with suppress(ConnectError, ConnectionClosed):  # its relay may be starting again
                 await self.client.send(other.client.self_public_key, data)
             await asyncio.sleep(_AGAIN)
 
     async def hears_gone(self, *others: User) -> None:
-        """Wait until it was told that others left."""
+        """Wait until it got PeerGone for others."""
         while not {other.key for other in others} <= self.gone.keys():  # noqa: ASYNC110 (polled)
             await asyncio.sleep(_AGAIN)
 
@@ -84,9 +84,9 @@ async def all_reach_all(users: list[User]) -> None:
 
 
 @pytest.mark.parametrize("derpers", [DERPERS, DERPERS[::-1]], ids=["older dies", "newer dies"])
-def test_four_nodes(derpers: tuple[Kind, ...], tmp_path: Path) -> None:
-    """Clients on different nodes reach each other in all directions; two nodes crash, and the
-    others do not mind; they return, and all is as before."""
+def test_clients_of_four_nodes_reach_each_other(derpers: tuple[Kind, ...], tmp_path: Path) -> None:
+    """In all directions. Two nodes crash, which does not disturb the others; they return, and all
+    clients reach each other again."""
 
     async def main(nodes: list[Node]) -> None:
         root = tmp_path / "localhost.crt"
@@ -115,7 +115,7 @@ def test_four_nodes(derpers: tuple[Kind, ...], tmp_path: Path) -> None:
 
     with mesh([*derpers, "pyderp", "pyderp"], tmp_path) as nodes:
         asyncio.run(main(nodes))
-        # The one of ours that stayed says what it saw, once each.
+        # pyderp's node that stayed logs each event once.
         text = nodes[3].text()
         assert "that is this relay itself" in text
         assert text.count("connected again") >= 2
@@ -124,6 +124,6 @@ def test_four_nodes(derpers: tuple[Kind, ...], tmp_path: Path) -> None:
 
 @each_derper
 def test_a_derper_with_another_mesh_key(derper: Kind, tmp_path: Path) -> None:
-    """It hangs up without a word; our log has one that helps."""
+    """It closes without a message; pyderp's log has one that helps."""
     with mesh([derper, "pyderp"], tmp_path, keys=[OTHER_MESH_KEY, MESH_KEY]) as nodes:
         nodes[1].logs("its mesh key probably differs from ours")

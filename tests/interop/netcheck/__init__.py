@@ -1,1 +1,1 @@
-"""`pyderp netcheck` beside `tailscale netcheck`, in networks made for that."""
+"""`pyderp netcheck` beside `tailscale netcheck`, in networks built for that."""

@@ -1,9 +1,9 @@
-"""Passes UDP and TCP on to other ports of this host, later: a long way, in a namespace without.
+"""Passes UDP and TCP on to other ports of this host with a delay, as a long path would.
 
 Its arguments are the milliseconds of a round trip, and pairs of ports, `udp:4478:3478` or
-`tcp:4443:443`. It listens on all addresses and writes `ready`.
+`tcp:4443:443`. It listens on all addresses and prints `ready`.
 
-UDP is STUN. An answer says which address the forwarder sees, as if there were none on the way.
+UDP is STUN. An answer gets the address that the forwarder sees, as without a forwarder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Upstream(asyncio.DatagramProtocol):
 
 
 class Front(asyncio.DatagramProtocol):
-    """Takes datagrams of clients; each client has a socket of its own to the server."""
+    """Takes datagrams of clients; each client has its own socket to the server."""
 
     def __init__(self, delay: float, port: int) -> None:
         self.delay = delay

@@ -47,7 +47,7 @@ _serial = itertools.count(1)
 
 @dataclass(frozen=True)
 class Network:
-    """All of it, running."""
+    """The whole running network."""
 
     client: Namespace
     router: Namespace
@@ -65,12 +65,12 @@ class Network:
         return report
 
     def text(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        """`pyderp netcheck` as it is printed."""
+        """The output of `pyderp netcheck`."""
         command = [sys.executable, "-m", "pyderp", "netcheck", str(self.derp_map), *flags]
         return self._run(self.client.command(command))
 
     def their_text(self) -> str:
-        """`tailscale netcheck` as it is printed."""
+        """The output of `tailscale netcheck`."""
         return self._run(self.node.command("netcheck")).stdout
 
     def theirs(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Network:
 
     @contextmanager
     def rules(self, *rules: str) -> Iterator[None]:
-        """The router does this to what it forwards (nftables), until the block ends.
+        """The router applies this to packets that it forwards (nftables), until the block ends.
 
         Args:
             rules: of the chain `forward`; those that begin with `nat ` of the chain
@@ -267,7 +267,7 @@ def latencies(report: dict[str, Any], key: str = "RegionLatency") -> dict[int, f
 def facts(report: dict[str, Any]) -> dict[str, Any]:
     """What two reports of the same network have in common: all but times and addresses.
 
-    A portal that is not there may be looked for, if STUN takes 200 ms, or not.
+    A captive portal may or may not be tested, if STUN takes 200 ms.
     """
     same = (
         *("UDP", "IPv4", "IPv6", "IPv4CanSend", "IPv6CanSend", "OSHasIPv6", "ICMPv4"),

@@ -1,6 +1,6 @@
 """On the same network, `pyderp netcheck` and `tailscale netcheck` report the same.
 
-The relays are Go's of both versions, and ours.
+The relays are Go's of both versions, and pyderp's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ in one of these runs it does not. From the second on they do not keep each other
 ALL = [NEAR, MIDDLE, FAR]
 UDP = "meta l4proto udp"
 NO_V6 = "ip6 version 6 drop"
-"""Over which family a relay is reached first by TCP is a race, and the report tells its outcome."""
+"""Which family reaches a relay first by TCP is a race, and the report contains its outcome."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 
 
 def both(net: Network, *, at_once: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ours and theirs, measured at the same time or one after the other."""
+    """Both reports, measured at the same time or one after the other."""
     if not at_once:
         return net.ours(), net.theirs()
     with ThreadPoolExecutor(2) as pool:
@@ -65,7 +65,7 @@ class Shortest(dict[tuple[str, int], float]):
 
 
 def compare(net: Network, **want: Any) -> dict[str, Any]:
-    """Check that both report the same, and this; returns our last report."""
+    """Check that both report the same, and this; returns pyderp's last report."""
     shortest, their_shortest = Shortest(), Shortest()
     for attempt in range(1, ATTEMPTS + 1):
         ours, theirs = both(net, at_once=attempt == 1)
@@ -83,7 +83,7 @@ def compare(net: Network, **want: Any) -> dict[str, Any]:
     raise AssertionError("there were no attempts")
 
 
-def test_a_network_that_lets_all_through(net: Network) -> None:
+def test_an_open_network_is_reported_alike(net: Network) -> None:
     ours = compare(
         net,
         UDP=True,
@@ -100,7 +100,7 @@ def test_a_network_that_lets_all_through(net: Network) -> None:
 
 
 def without_measurements(text: str) -> list[str]:
-    """The lines of a report without times, ports, latencies, and what ours says beyond theirs."""
+    """The lines of a report without times, ports, latencies, and pyderp's additions."""
     lines = []
     for line in text.splitlines():
         if "PortMapping" in line or "CaptivePortal" in line:
@@ -112,8 +112,8 @@ def without_measurements(text: str) -> list[str]:
     return lines
 
 
-def test_the_text_is_laid_out_as_theirs(net: Network) -> None:
-    """With a network that lets all through, and with one that lets nothing."""
+def test_the_text_has_the_same_layout(net: Network) -> None:
+    """On an open network, and on one that lets nothing through."""
     for rules in ((), ("drop",)):
         with net.rules(*rules):
             ours, theirs = net.text().stdout, net.their_text()
@@ -136,7 +136,7 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
         {"IPv4": True, "IPv6": False, "IPv6CanSend": True, "RegionV6Latency": []},
     ),
     "udp blocked": (
-        # To the others an echo would take no longer than to the near one.
+        # An echo to the other relays would take no longer than to the near one.
         lambda net: net.rules(
             NO_V6, f"{UDP} drop", "ip daddr != 10.81.1.2 icmp type echo-request drop"
         ),
@@ -172,14 +172,14 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_network(net: Network, name: str) -> None:
+def test_each_network_is_reported_alike(net: Network, name: str) -> None:
     scenario, want = SCENARIOS[name]
     with scenario(net):
         compare(net, **want)
 
 
-def test_a_captive_portal(net: Network, tmp_path: Path) -> None:
-    """UDP is blocked, and a web server answers what goes to port 80."""
+def test_a_captive_portal_is_reported_alike(net: Network, tmp_path: Path) -> None:
+    """UDP is blocked, and a web server answers requests to port 80."""
     server = [sys.executable, "-m", "http.server", "8080", "--directory", str(tmp_path)]
     env = quiet_environment(tmp_path)
     with (
@@ -195,10 +195,10 @@ def test_a_captive_portal(net: Network, tmp_path: Path) -> None:
         compare(net, CaptivePortal=True, UDP=False)
 
 
-def test_one_packet_in_five_is_lost(net: Network) -> None:
-    """In nine of ten runs both report the same, as what is lost is sent again.
+def test_a_loss_of_one_packet_in_five_is_reported_alike(net: Network) -> None:
+    """In nine of ten runs, as lost requests are sent again.
 
-    But not by which family a region answered: one that has a latency is not asked again.
+    The family by which a region answered may differ: a region with a latency is not asked again.
     """
     seen = []
     with net.rules(f"{UDP} numgen random mod 100 < 20 drop"):
@@ -210,8 +210,8 @@ def test_one_packet_in_five_is_lost(net: Network) -> None:
     assert seen.count(True) >= 9, seen
 
 
-def test_a_relay_that_answers_stun_and_relays_nothing(net: Network) -> None:
-    """The latencies say that all is well; --relay says which region is not."""
+def test_a_relay_that_answers_stun_and_relays_nothing_is_found(net: Network) -> None:
+    """Its latencies are good; only --relay finds it."""
     with net.rules(
         "ip daddr 10.81.1.2 tcp dport 443 drop", "ip6 daddr fd81:1::2 tcp dport 443 drop"
     ):
@@ -230,7 +230,7 @@ def test_a_relay_that_answers_stun_and_relays_nothing(net: Network) -> None:
     assert relays == {"901": False, "902": True, "903": True}
 
 
-def test_without_ping_sockets_the_report_says_so(net: Network) -> None:
+def test_without_ping_sockets_the_report_has_a_note(net: Network) -> None:
     net.client.write_sysctl("ipv4/ping_group_range", "1 0")
     try:
         with net.rules(f"{UDP} drop"):

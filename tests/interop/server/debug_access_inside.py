@@ -1,7 +1,7 @@
-"""Ask a relay's debug pages from many addresses, as a script in a network namespace of its own.
+"""Request a relay's debug pages from many addresses, as a script in its own network namespace.
 
-The questions come as JSON, `[[port, tls, method, target, source, destination, [header, …]], …]`;
-the answers go out as `[[status, location, body], …]`.
+Requests come as JSON, `[[port, tls, method, target, source, destination, [header, …]], …]`;
+answers are printed as `[[status, location, body], …]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of the relay's own doings share: its metrics, and HTTP by hand."""
+"""Shared by tests of the relay itself: its metrics, and HTTP by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ one_and_other = pytest.mark.parametrize(
     ("one", "other"),
     [*((derper, "pyderp") for derper in DERPERS), *(("pyderp", derper) for derper in DERPERS)],
 )
-"""Ours and each version of derper, in both orders."""
+"""pyderp and each version of derper, in both orders."""
 BOUND: Final = 20.0
 """Seconds that a step of a process may take on a busy machine."""
 _POLL: Final = 0.02
@@ -60,13 +60,13 @@ def ask(
     tls: ssl.SSLContext | None = None,
     source: str = "",
 ) -> Answer:
-    """Send a request, from a certain address if wanted; gives the answer."""
+    """Send a request, from a given address if wanted; returns the answer."""
     origin = (source, 0) if source else None
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(
             socket.create_connection(address, timeout=BOUND, source_address=origin)
         )
-        # Behind a TLS handshake the request would wait for an acknowledgement.
+        # After a TLS handshake the request would wait for an acknowledgement.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             sock = stack.enter_context(tls.wrap_socket(sock))
@@ -86,7 +86,7 @@ def parse_metrics(text: str) -> Metrics:
 
 
 async def metrics(relay: Relay) -> Metrics:
-    """The numbers now of a relay without TLS."""
+    """The present values of a relay without TLS."""
     reader, writer = await dial.open_stream((relay.address, relay.port))
     writer.write(request("/debug/varz"))
     answer = Answer.parse(await dial.drained(reader))
@@ -101,7 +101,7 @@ def dropped(reason: str, kind: str = "other") -> str:
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = BOUND) -> None:
-    """Wait until something holds that no event tells of."""
+    """Wait until a condition holds for which there is no event."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"never: {what}"

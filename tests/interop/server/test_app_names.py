@@ -1,4 +1,4 @@
-"""The names that clients give themselves: which ones a relay takes, since v1.104 of Go's."""
+"""The application names of clients: which ones a relay accepts, since v1.104 of Go's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.server import dial
 from .support import BOUND, GetRelay, both, metrics
 
 
-async def is_let_in(relay: Relay, name: str, *, mesh: bool = False) -> bool:
-    """Log in by hand, as no client of ours sends a name that relays refuse."""
+async def is_admitted(relay: Relay, name: str, *, mesh: bool = False) -> bool:
+    """Log in by hand, as pyderp's client sends no name that relays refuse."""
     info: dict[str, object] = {"version": 2, "AppName": name}
     if mesh:
         info["meshKey"] = MESH_KEY
@@ -41,28 +41,28 @@ async def is_let_in(relay: Relay, name: str, *, mesh: bool = False) -> bool:
 
 
 @both
-def test_a_name_is_printable_and_short(kind: Kind, relays: GetRelay) -> None:
-    """Of mesh peers too; v1.102.3 takes any."""
+def test_a_name_must_be_printable_and_short(kind: Kind, relays: GetRelay) -> None:
+    """Also of mesh peers; v1.102.3 accepts any."""
     relay = relays(kind, "plain")
 
     async def main() -> None:
         for name in ("", "x" * 32, " a ~"):
-            assert await is_let_in(relay, name), name
+            assert await is_admitted(relay, name), name
         for name in ("x" * 33, "a\n", "\x7f", "é"):
             for mesh in (False, True):
-                assert await is_let_in(relay, name, mesh=mesh) is (kind == OLDER), name
+                assert await is_admitted(relay, name, mesh=mesh) is (kind == OLDER), name
 
     asyncio.run(main())
 
 
-def test_names_that_are_not_allowed_are_counted(tmp_path: Path) -> None:
+def test_disallowed_names_are_counted(tmp_path: Path) -> None:
     """Apart from clients that admission refuses."""
     series = 'pyderp_connections_ended_total{reason="%s"}'
 
     async def main() -> None:
-        assert not await is_let_in(relay, "bad")
-        assert await is_let_in(relay, "good")
-        assert not await is_let_in(relay, "bad")
+        assert not await is_admitted(relay, "bad")
+        assert await is_admitted(relay, "good")
+        assert not await is_admitted(relay, "bad")
         now = await metrics(relay)
         assert now[series % "disallowed_app_name"] == 2
         assert now[series % "refused"] == 0
@@ -72,15 +72,15 @@ def test_names_that_are_not_allowed_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [NEWER, "pyderp"])
-def test_names_that_are_not_allowed(kind: Kind, tmp_path: Path) -> None:
-    """By the letter, and not of mesh peers."""
+def test_disallowed_names_are_refused(kind: Kind, tmp_path: Path) -> None:
+    """They are compared letter by letter, except those of mesh peers."""
 
     async def main() -> None:
-        assert not await is_let_in(relay, "bad")
-        assert not await is_let_in(relay, "b ad")
+        assert not await is_admitted(relay, "bad")
+        assert not await is_admitted(relay, "b ad")
         for name in ("", "Bad", "bad ", "good"):
-            assert await is_let_in(relay, name), name
-        assert await is_let_in(relay, "bad", mesh=True)
+            assert await is_admitted(relay, name), name
+        assert await is_admitted(relay, "bad", mesh=True)
 
     options = ["--disallow-app-names=bad,b ad"]
     with running(kind, "plain", tmp_path, options=options) as relay:

@@ -1,7 +1,7 @@
-"""Who may see the debug pages: both relays asked from many addresses, in a network of their own.
+"""Access to the debug pages: both relays get requests from many addresses, in a network namespace.
 
-The namespace has all these addresses on its loopback device, so that a relay sees strangers,
-Tailscale addresses and those that its environment names. Nothing leads out of it.
+All these addresses are on its loopback device: public ones, those of Tailscale, and those that the
+environment of the relays names. Nothing leads out of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.interop.tailscaled.processes import daemon
 from .support import BOUND, Answer
 
 HERE, HERE6 = "203.0.113.1", "2001:db8::1"
-STRANGER, STRANGER6 = "8.8.8.8", "2001:db8::2"
+PUBLIC, PUBLIC6 = "8.8.8.8", "2001:db8::2"
 ALLOWED = "9.9.9.9"
 TRUSTED = "10.0.0.0/8, 192.168.1.0/24, fd00::/8,"
 KEY = "open sesame"
@@ -44,8 +44,8 @@ MAY = (
     "fd00::1",
 )
 MAY_NOT = (
-    STRANGER,
-    STRANGER6,
+    PUBLIC,
+    PUBLIC6,
     "9.9.9.8",
     "192.168.2.1",
     "172.16.0.1",
@@ -104,7 +104,7 @@ class Network:
         ]
 
     def both(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Answer]]]:
-        """Each question with the answers of derper and of ours, for each version of derper."""
+        """Each request with the answers of derper and of pyderp, for each version of derper."""
         ours = self.ask("pyderp", questions)
         for derper in DERPERS:
             theirs = self.ask(derper, questions)
@@ -169,8 +169,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         yield Network(namespace)
 
 
-def test_addresses(network: Network) -> None:
-    """Pages, and the link to them on the page at /."""
+def test_the_address_decides_access(network: Network) -> None:
+    """To the pages, and the link to them on the page at /."""
     targets = ("/debug/", "/debug/varz", "/debug/check", "/debug/none", "/debug", "/")
     questions = [Question(s, target) for s in (*MAY, *MAY_NOT) for target in targets]
     for question, (theirs, ours) in network.both(questions):
@@ -191,18 +191,18 @@ def test_addresses(network: Network) -> None:
 
 
 def test_the_key_and_forwarded_requests(network: Network) -> None:
-    """The key opens the pages from anywhere, with GET only; whom a proxy speaks for is nobody."""
+    """The key opens the pages from anywhere, for GET only; a forwarded request has no address."""
     forwarded = ("X-Forwarded-For: 127.0.0.1",)
     wanted = {
-        Question(STRANGER, f"/debug/varz{QUERY}"): 200,
-        Question(STRANGER6, f"/debug/varz{QUERY}"): 200,
-        Question(STRANGER, f"/debug/varz{QUERY}", forwarded): 200,
-        Question(STRANGER, "/debug/varz?debugkey=open+sesame"): 200,
-        Question(STRANGER, f"/debug/varz?x=y&{QUERY[1:]}"): 200,
-        Question(STRANGER, f"/debug/varz{QUERY}", method="HEAD"): 403,
-        Question(STRANGER, f"/debug/varz{QUERY}", method="POST"): 403,
-        Question(STRANGER, "/debug/varz?debugkey=open"): 403,
-        Question(STRANGER, "/debug/varz?debugkey="): 403,
+        Question(PUBLIC, f"/debug/varz{QUERY}"): 200,
+        Question(PUBLIC6, f"/debug/varz{QUERY}"): 200,
+        Question(PUBLIC, f"/debug/varz{QUERY}", forwarded): 200,
+        Question(PUBLIC, "/debug/varz?debugkey=open+sesame"): 200,
+        Question(PUBLIC, f"/debug/varz?x=y&{QUERY[1:]}"): 200,
+        Question(PUBLIC, f"/debug/varz{QUERY}", method="HEAD"): 403,
+        Question(PUBLIC, f"/debug/varz{QUERY}", method="POST"): 403,
+        Question(PUBLIC, "/debug/varz?debugkey=open"): 403,
+        Question(PUBLIC, "/debug/varz?debugkey="): 403,
         Question(LOOPBACK, "/debug/varz?debugkey=open"): 200,
         Question(LOOPBACK, "/debug/varz", forwarded): 403,
         Question("10.1.2.3", "/debug/varz", ("X-Forwarded-For: 10.1.2.3",)): 403,
@@ -214,16 +214,17 @@ def test_the_key_and_forwarded_requests(network: Network) -> None:
 
 
 def test_plain_http_beside_tls(network: Network) -> None:
-    """Everybody is sent to https with path and query; who may see the pages, from / to them."""
+    """All requests are redirected to https with path and query; from /, those with access to
+    /debug/."""
     location = {
-        Question(STRANGER, "/", tls=False): "https://relay.test/",
-        Question(STRANGER, "/derp?a=b&c", tls=False): "https://relay.test/derp?a=b&c",
-        Question(STRANGER, "/bootstrap-dns", method="HEAD", tls=False): (
+        Question(PUBLIC, "/", tls=False): "https://relay.test/",
+        Question(PUBLIC, "/derp?a=b&c", tls=False): "https://relay.test/derp?a=b&c",
+        Question(PUBLIC, "/bootstrap-dns", method="HEAD", tls=False): (
             "https://relay.test/bootstrap-dns"
         ),
         Question("100.100.100.100", "/", tls=False): "https://relay.test/debug/",
         Question("100.100.100.100", "/?a=b", tls=False): "https://relay.test/?a=b",
-        Question(STRANGER, f"/{QUERY}", tls=False): f"https://relay.test/{QUERY}",
+        Question(PUBLIC, f"/{QUERY}", tls=False): f"https://relay.test/{QUERY}",
         Question("100.100.100.100", "/x", tls=False): "https://relay.test/x",
         Question(LOOPBACK, "/", ("X-Forwarded-For: 1.2.3.4",), tls=False): ("https://relay.test/"),
     }
@@ -232,9 +233,9 @@ def test_plain_http_beside_tls(network: Network) -> None:
             assert answer.status == 302, question
             assert answer.headers["location"] == location[question]
     status = {
-        Question(STRANGER, "/", method="POST", tls=False): 400,
-        Question(STRANGER, "/generate_204", tls=False): 204,
-        Question(STRANGER, "/debug/", tls=False): 403,
+        Question(PUBLIC, "/", method="POST", tls=False): 400,
+        Question(PUBLIC, "/generate_204", tls=False): 204,
+        Question(PUBLIC, "/debug/", tls=False): 403,
         Question("10.1.2.3", "/debug/varz", tls=False): 200,
     }
     for question, (theirs, ours) in network.both(list(status)):

@@ -1,4 +1,4 @@
-"""`/debug/clients/` beside that of a real `derper` v1.104: same answers to the same questions."""
+"""`/debug/clients/` beside that of a real `derper` v1.104: same answers to the same requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SORTS: Final = ("key", "ip", "conn", "connected", "rx", "tx", "rxpkts", "txpkts"
 
 @dataclass
 class Pair:
-    """Both relays with the same clients, and what they answer."""
+    """Both relays with the same clients, and their answers."""
 
     answers: dict[Kind, dict[str, Answer]]
     """By relay and target."""
@@ -68,7 +68,7 @@ ERRORS: Final = (
     "?all&after=" + PUBLIC[0] + "&afterconn=x",
     "?all&after=" + PUBLIC[0] + "&afterconn=9223372036854775808",
 )
-"""Most of them; two are none in spite of their looks."""
+"""Most of these are wrong; two are valid in spite of their looks."""
 
 LISTS: Final = (
     "?all",
@@ -191,13 +191,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def headers(answer: Answer) -> dict[str, str]:
-    # Ours forbids to store any debug page, since its address may hold the key.
+    # pyderp forbids to store any debug page, since its address may contain the key.
     unlike = {"date", "content-length", "connection", "transfer-encoding", "cache-control"}
     return {name: text for name, text in answer.headers.items() if name not in unlike}
 
 
 @pytest.mark.parametrize("query", ERRORS)
-def test_both_refuse_a_bad_request_in_the_same_words(pair: Pair, query: str) -> None:
+def test_both_refuse_a_bad_request_with_the_same_text(pair: Pair, query: str) -> None:
     theirs, ours = pair.both(query)
     assert ours.status == theirs.status
     assert headers(ours) == headers(theirs)
@@ -205,7 +205,7 @@ def test_both_refuse_a_bad_request_in_the_same_words(pair: Pair, query: str) -> 
         assert ours.body == theirs.body
 
 
-def test_most_of_those_are_wrong(pair: Pair) -> None:
+def test_most_of_these_requests_are_wrong(pair: Pair) -> None:
     fine = {query for query in ERRORS if pair.both(query)[0].status == 200}
     assert fine == {"?all&sort=connected&after=1"}
 
@@ -228,7 +228,7 @@ def normal(body: bytes) -> str:
     text = re.sub(r"after=\d{19}\\", r"after=TIME\\", text)
     text = re.sub(r"(afterconn=)\d+", r"\1N", text)
     text = re.sub(r"after=\d+(\\u0026(?:all|app)=[^\"]*sort=-?conn\b)", r"after=N\1", text)
-    # derper counts senders only on demand, and then about.
+    # derper counts senders only on demand, and then approximately.
     return re.sub(r'"senders": \d+', '"senders": 0', text)
 
 
@@ -245,7 +245,7 @@ LINK: Final = re.compile(r'<a href="([^"]*)">Next page</a> \((\d+) more\)')
 
 
 def seen(body: bytes) -> dict[str, Any]:
-    """What a person sees of a table."""
+    """The text of a table that a browser shows."""
     text = body.decode()
     rows = ROW.findall(text)
     order = {number: i for i, number in enumerate(sorted((n for n, _ in rows), key=int))}
@@ -272,7 +272,7 @@ def seen(body: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("query", LISTS)
-def test_people_see_the_same(pair: Pair, query: str) -> None:
+def test_the_page_shows_the_same(pair: Pair, query: str) -> None:
     theirs, ours = pair.both(query)
     assert ours.status == theirs.status == 200
     assert headers(ours) == headers(theirs)
@@ -296,7 +296,7 @@ def test_without_a_filter_json_has_two_numbers(pair: Pair) -> None:
     assert headers(ours) == headers(theirs)
 
 
-def test_what_stands_below_is_the_same_page(pair: Pair) -> None:
+def test_paths_below_it_are_the_same_page(pair: Pair) -> None:
     theirs, ours = pair.both("below/it?all")
     assert seen(ours.body) == seen(theirs.body)
 
@@ -318,7 +318,7 @@ def test_the_page_is_linked_and_refused_from_other_addresses(pair: Pair) -> None
         assert re.search(r'href="/debug/clients/">.*\(Connected clients\)', answer.body.decode())
 
 
-def test_the_zero_key_has_no_connections_here(pair: Pair) -> None:
+def test_the_zero_key_has_no_connections(pair: Pair) -> None:
     """derper lists all connections under that key."""
     theirs, ours = (json.loads(answer.body) for answer in pair.both(ZERO_QUERY))
     assert ours["query"] == theirs["query"] == f"connections for {ZERO}"

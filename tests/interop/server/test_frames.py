@@ -1,8 +1,8 @@
-"""The borders of every frame's length and right, on the wire, for both relays alike.
+"""The limits of every frame's length and rights, on the wire, for both relays alike.
 
-What lies within is acted on, and the connection stays; one byte more or less ends it without
-another byte. Go's own client plays more of this (scenarios `badframes`, `meshrights`,
-`unknownframes` and `pingflood`); here stand the numbers.
+Within the limits a frame is acted on, and the connection stays; one byte more or less ends it
+without another byte. Go's own client covers more of this (scenarios `badframes`, `meshrights`,
+`unknownframes` and `pingflood`); here are the exact numbers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MESH = MeshKey.parse(MESH_KEY)
 LARGEST = 65536
 SELF = b"(own key)"
 """Stands for the sender's own key, 32 bytes."""
-NOBODY = NodePrivate.generate().public.raw
+ABSENT = NodePrivate.generate().public.raw
 
 
 @dataclass(frozen=True)
 class Row:
-    """A frame and what comes of it."""
+    """A frame and its effect."""
 
     kind: int
     body: tuple[bytes, ...]
@@ -64,19 +64,19 @@ ROWS = (
     # ForwardPacket: two keys, and up to 64 KiB, for mesh peers.
     *(Row(0x0A, zeros(size), stays=False, mesh=True) for size in (0, 32, 63)),
     *(
-        Row(0x0A, (NOBODY, SELF, bytes(size)), stays=True, mesh=True, answer=ReceivedPacket)
+        Row(0x0A, (ABSENT, SELF, bytes(size)), stays=True, mesh=True, answer=ReceivedPacket)
         for size in (0, LARGEST)
     ),
-    Row(0x0A, (NOBODY, SELF, bytes(LARGEST + 1)), stays=False, mesh=True),
-    *(Row(0x0A, body, stays=False) for body in ((NOBODY, SELF, b"x"), (bytes(63),))),
+    Row(0x0A, (ABSENT, SELF, bytes(LARGEST + 1)), stays=False, mesh=True),
+    *(Row(0x0A, body, stays=False) for body in ((ABSENT, SELF, b"x"), (bytes(63),))),
     # WatchConns: empty, for mesh peers.
     Row(0x10, (), stays=True, mesh=True, answer=PeerPresent),
     Row(0x10, zeros(1), stays=False, mesh=True),
     *(Row(0x10, zeros(size), stays=False) for size in (0, 1)),
     # ClosePeer: a key, for mesh peers.
-    Row(0x11, (NOBODY,), stays=True, mesh=True),
+    Row(0x11, (ABSENT,), stays=True, mesh=True),
     *(Row(0x11, zeros(size), stays=False, mesh=True) for size in (0, 31, 33)),
-    *(Row(0x11, body, stays=False) for body in ((NOBODY,), (bytes(31),))),
+    *(Row(0x11, body, stays=False) for body in ((ABSENT,), (bytes(31),))),
 )
 
 
@@ -99,7 +99,7 @@ async def play(relay: Relay, row: Row) -> None:
 
 
 @both
-def test_lengths_and_rights(kind: Kind, relays: GetRelay) -> None:
+def test_lengths_and_rights_have_the_same_limits(kind: Kind, relays: GetRelay) -> None:
     relay = relays(kind, "plain")
 
     async def main() -> None:
@@ -110,8 +110,8 @@ def test_lengths_and_rights(kind: Kind, relays: GetRelay) -> None:
 
 
 @both
-def test_what_a_frame_holds_up_to_the_last_byte_arrives(kind: Kind, relays: GetRelay) -> None:
-    """64 KiB to oneself, byte for byte; each is counted once on both ways."""
+def test_the_longest_packet_arrives_to_the_last_byte(kind: Kind, relays: GetRelay) -> None:
+    """64 KiB to itself; each is counted once in each direction."""
     relay = relays(kind, "plain")
     names = ("derp_packets_received", "derp_packets_sent", "derp_bytes_received", "derp_bytes_sent")
 
@@ -133,7 +133,7 @@ def test_what_a_frame_holds_up_to_the_last_byte_arrives(kind: Kind, relays: GetR
 
 
 @both
-def test_a_flood_of_pings_earns_few_pongs(kind: Kind, relays: GetRelay) -> None:
+def test_a_flood_of_pings_gets_few_pongs(kind: Kind, relays: GetRelay) -> None:
     """One pong waits at a time; all pings count, and the connection stays."""
     relay = relays(kind, "plain")
     ping = b"\x12" + (8).to_bytes(4, "big") + bytes(8)

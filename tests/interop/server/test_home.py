@@ -1,4 +1,4 @@
-"""A relay counts who is at home at once, and who moves only later than five seconds after login."""
+"""A relay counts homes at once, and moves only later than five seconds after the login."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def play(relay: Relay) -> None:
     assert (await counted())[:2] == [1, moves]
     await client.aclose()
     async with asyncio.timeout(BOUND):
-        while (await counted())[0]:  # noqa: ASYNC110 (nobody tells)
+        while (await counted())[0]:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.02)
     _, came, went = await counted()
     assert went in (came, came - 1), "leaving is no move"

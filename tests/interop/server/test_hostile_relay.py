@@ -1,7 +1,8 @@
-"""What a relay can do with the logins of its clients at another relay, and what ours refuses.
+"""Use of a client's login by a relay at another relay, and what pyderp refuses.
 
-DERP's login has no challenge: whoever shows a client another relay's key gets a login for that
-relay. And both its boxes are sealed under the same key, so that either passes for the other.
+DERP's login has no challenge: a relay that presents another relay's key to a client gets a login
+for that relay. And both boxes of a login are sealed under the same key, so that either passes
+for the other.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 async def log_in_with(relay: Relay, frame: bytes) -> bytes | None:
-    """Send a relay this ClientInfo; gives its ServerInfo, or `None` if it hangs up."""
+    """Send a relay this ClientInfo; returns its ServerInfo, or `None` if it closes."""
     reader, writer = await open_stream((relay.address, relay.port))
     try:
         writer.write(upgrade_request("relay.test", "/derp", user_agent="tests") + frame)
@@ -61,9 +62,9 @@ async def log_in_with(relay: Relay, frame: bytes) -> bytes | None:
 
 @contextlib.asynccontextmanager
 async def hostile(shown: NodePublic) -> AsyncIterator[tuple[str, asyncio.Queue[bytes]]]:
-    """A relay that shows another's key, and sends its clients their own box as ServerInfo.
+    """A relay that presents another's key, and sends its clients their own box as ServerInfo.
 
-    Gives its URL, and the ClientInfo frames that it is sent.
+    Yields its URL, and the ClientInfo frames that it gets.
     """
     caught: asyncio.Queue[bytes] = asyncio.Queue()
     serving: set[asyncio.Task[None]] = set()
@@ -93,7 +94,7 @@ async def hostile(shown: NodePublic) -> AsyncIterator[tuple[str, asyncio.Queue[b
 
 
 async def go_client(url: str, program: str = GOPEER) -> tuple[int, bytes]:
-    """Let Go's client connect, ping and be answered; gives exit code and report."""
+    """Let Go's client connect and ping; returns exit code and report."""
     process = await asyncio.create_subprocess_exec(
         need(program), "-scenario=ping", f"-url={url}", stdout=asyncio.subprocess.PIPE
     )
@@ -107,10 +108,10 @@ def private_key(directory: Path) -> NodePrivate:
 
 
 @both
-def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
-    """It opens the door of both relays: nothing in it says to whom it was given.
+def test_a_login_that_another_relay_got(kind: Kind, tmp_path: Path) -> None:
+    """Both relays accept it: it does not contain its destination.
 
-    The answer to it is no login for ours. It is one for derper.
+    The answer to it is no login for pyderp. It is one for derper.
     """
 
     async def main() -> None:
@@ -137,8 +138,8 @@ def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", [GOPEER, NEWER_GOPEER])
-def test_a_relay_that_lacks_the_key_it_shows(program: str) -> None:
-    """Go's client takes its own box for an answer; ours does not."""
+def test_a_relay_without_the_private_key_it_presents(program: str) -> None:
+    """Go's client accepts its own box as the answer; pyderp's does not."""
 
     async def main() -> None:
         shown = NodePrivate.generate().public

@@ -1,4 +1,4 @@
-"""The file of a relay's key: made alike, read by each other, and refused when it is none."""
+"""The file of a relay's key: made alike, read by both, and refused when it is invalid."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def umask(mask: int) -> Iterator[None]:
 
 
 def key_of(kind: Kind, directory: Path, file: Path) -> str:
-    """Run a relay with a key file; gives the key that it greets with."""
+    """Run a relay with a key file; returns the key of its greeting."""
 
     async def greeted(port: int) -> str:
         client = await dial.connect(("127.0.0.1", port))
@@ -50,8 +50,8 @@ def key_of(kind: Kind, directory: Path, file: Path) -> str:
 
 
 @one_and_other
-def test_one_makes_it_and_the_other_uses_it(one: Kind, other: Kind, tmp_path: Path) -> None:
-    """In new folders, for its owner only, in the same form; nobody writes it again."""
+def test_either_makes_it_and_the_other_uses_it(one: Kind, other: Kind, tmp_path: Path) -> None:
+    """In new folders, for its owner only, in the same form; it is not rewritten."""
     file = tmp_path / "new" / "folder" / "relay.key"
     with umask(0o022):
         made = key_of(one, tmp_path, file)
@@ -85,7 +85,7 @@ def test_one_makes_it_and_the_other_uses_it(one: Kind, other: Kind, tmp_path: Pa
         f'{{"PrivateKey": "{GOOD[:-1]}g"}}',
     ],
 )
-def test_what_is_no_key_ends_both_and_stays_as_it_is(
+def test_an_invalid_key_ends_both_and_is_not_changed(
     derper: Kind, tmp_path: Path, text: str
 ) -> None:
     file = tmp_path / "relay.key"
@@ -102,7 +102,7 @@ def test_what_is_no_key_ends_both_and_stays_as_it_is(
 
 @each_derper
 def test_a_good_key_ends_neither(derper: Kind, tmp_path: Path) -> None:
-    """So that the keys above are refused for what is wrong with them."""
+    """So the keys above are refused for what is wrong with them."""
     file = tmp_path / "relay.key"
     file.write_text(json.dumps({"PrivateKey": GOOD}))
     file.chmod(0o600)

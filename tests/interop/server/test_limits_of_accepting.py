@@ -1,4 +1,4 @@
-"""Connections beyond the accept limit: derper exits at the first, ours closes it and serves on."""
+"""Connections beyond the accept limit: derper exits at the first, pyderp closes it and goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = "--accept-connection-limit=0.001"
 
 
 def shake_hands(relay: Relay) -> ssl.SSLSocket | None:
-    """Connect; nothing if the relay closes the connection instead."""
+    """Connect; returns nothing if the relay closes the connection instead."""
     sock = socket.create_connection((relay.address, relay.port), timeout=10)
     try:
         return trusting_nobody().wrap_socket(sock, server_hostname=relay.hostname)
@@ -29,7 +29,7 @@ def shake_hands(relay: Relay) -> ssl.SSLSocket | None:
 @each_derper
 def test_derper_exits(derper: Kind, tmp_path: Path) -> None:
     def main() -> None:
-        # One more, as seeing whether it listens takes one.
+        # One more, as the check that it listens takes one.
         burst = "--accept-connection-burst=3"
         with running(derper, "named", tmp_path, options=[LIMIT, burst]) as relay:
             first, second = shake_hands(relay), shake_hands(relay)

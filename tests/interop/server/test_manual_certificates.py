@@ -1,4 +1,4 @@
-"""Certificates from files: which are taken, to whom they are shown, and what is made if missing."""
+"""Certificates from files: which are accepted, which clients get them, and which are made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = "relay.test"
 
 
 def leaf(relay: Relay, server_name: str | None) -> bytes | str:
-    """The certificate that a client is shown who asks for this name, or the alert."""
+    """The certificate that a client gets for this name, or the alert."""
     with socket.create_connection((relay.address, relay.port), timeout=BOUND) as sock:
         try:
             with trusting_nobody().wrap_socket(sock, server_hostname=server_name) as tls:
@@ -54,10 +54,10 @@ def leaf(relay: Relay, server_name: str | None) -> bytes | str:
         ("pinned", "192.0.2.1", True),
     ],
 )
-def test_the_name_that_is_asked_for(
+def test_the_requested_name_selects_the_certificate(
     kind: Kind, setup: Setup, server_name: str | None, served: bool, relays: GetRelay
 ) -> None:
-    """A name's certificate goes to clients that ask for it, an address's to all.
+    """A name's certificate goes to clients that request it, an address's to all.
 
     derper compares letter by letter.
     """
@@ -72,19 +72,19 @@ def test_the_name_that_is_asked_for(
         assert relay.pin == f"sha256-raw:{hashlib.sha256(shown).hexdigest()}"
 
 
-# What is made for an address
+# Certificates made for an address
 
 
 @one_and_other
-def test_an_address_has_a_certificate_made(one: Kind, other: Kind, tmp_path: Path) -> None:
-    """The same but for key, serial number and times; the other relay uses it, and so keeps the
+def test_a_certificate_is_made_for_an_address(one: Kind, other: Kind, tmp_path: Path) -> None:
+    """The same except for key, serial number and times; the other relay uses it, and so keeps the
     pin that clients have."""
     with running(one, "pinned", tmp_path) as relay:
         shown = leaf(relay, None)
-        told = re.search(r'\{"Name":"custom".*?\}', relay.log_text())
-        assert told is not None
+        logged = re.search(r'\{"Name":"custom".*?\}', relay.log_text())
+        assert logged is not None
         node = {"Name": "custom", "RegionID": 900, "HostName": "127.0.0.1", "CertName": relay.pin}
-        assert node.items() <= json.loads(told[0]).items()
+        assert node.items() <= json.loads(logged[0]).items()
     for suffix, mode in {"crt": 0o644, "key": 0o600}.items():
         assert stat.S_IMODE((tmp_path / f"127.0.0.1.{suffix}").stat().st_mode) == mode
     certificate = x509.load_pem_x509_certificate((tmp_path / "127.0.0.1.crt").read_bytes())
@@ -123,14 +123,14 @@ def check_self_signed(certificate: x509.Certificate) -> None:
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-# What is refused at the start
+# Certificates refused at the start
 
 
 def refusal_of_derper(derper: Kind, certdir: Path, hostname: str) -> str:
-    """Its last words; empty if it starts."""
+    """Its last log line; empty if it starts."""
     command = [
         *(str(need(derper)), "-stun=false", "-http-port=-1", "-certmode=manual"),
-        # A port that cannot be listened on ends it, too: by then the certificate was taken.
+        # A port that cannot be listened on ends it as well: by then the certificate was accepted.
         *("-a=192.0.2.254:443", f"-certdir={certdir}", f"-hostname={hostname}"),
         *("-c", str(certdir.parent / "derper.json")),
     ]
@@ -161,7 +161,7 @@ def refusal_of_ours(certdir: Path, hostname: str) -> str:
 
 @each_derper
 @pytest.mark.parametrize(
-    ("hostname", "file", "names", "told"),
+    ("hostname", "file", "names", "expected"),
     [
         (NAME, NAME, [NAME], ""),
         (NAME, NAME, ["other.test", NAME], ""),
@@ -180,14 +180,14 @@ def refusal_of_ours(certdir: Path, hostname: str) -> str:
     ],
 )
 def test_both_refuse_the_same(
-    derper: Kind, tmp_path: Path, hostname: str, file: str, names: list[str], told: str
+    derper: Kind, tmp_path: Path, hostname: str, file: str, names: list[str], expected: str
 ) -> None:
-    """What is no certificate for the host, or is missing, ends both with its name."""
+    """A certificate that is not for the host, or is missing, ends both with its name."""
     write_pair(tmp_path, file, names=names)
     theirs, ours = refusal_of(derper, tmp_path, hostname), refusal_of_ours(tmp_path, hostname)
-    assert bool(theirs) is bool(ours) is bool(told)
-    assert told in theirs
-    assert told in ours
+    assert bool(theirs) is bool(ours) is bool(expected)
+    assert expected in theirs
+    assert expected in ours
 
 
 @both

@@ -1,4 +1,4 @@
-"""Every page but the debug pages' inside: status, headers and, where fixed, the body."""
+"""Every page except the contents of debug pages: status, headers and, where fixed, the body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.interop.relays import DERPERS, KINDS, Kind, Relay, each_derper, runni
 from .support import Answer, GetRelay, ask, request
 
 UNLIKE: Final = {"date", "content-length", "connection", "etag", "transfer-encoding"}
-"""Headers that say nothing about the page."""
+"""Headers that do not depend on the page."""
 CHALLENGE: Final = "X-Tailscale-Challenge: "
 
 
@@ -61,7 +61,7 @@ PAGES = (
 
 def compare(page: Page, theirs: Answer, ours: Answer) -> None:
     assert theirs.status == ours.status == page.status, page
-    # Go has a page with a redirect that nobody looks at.
+    # Go's redirects have a page, which browsers do not show.
     unlike = UNLIKE | {"content-type"} if page.status == 302 else UNLIKE
     if page.target.startswith("/debug") and page.status == 200:
         # Go lets browsers and proxies keep its debug pages.
@@ -90,8 +90,8 @@ def test_both_answer_alike(derper: Kind, relays: GetRelay) -> None:
         compare(page, *(page.fetch(address(relay)) for relay in pair))
 
 
-def test_a_debug_page_under_a_strange_name(relays: GetRelay) -> None:
-    """A page from elsewhere may ask so, after DNS rebinding; Go shows it everything."""
+def test_a_debug_page_under_another_host_name_is_refused(relays: GetRelay) -> None:
+    """A page of another site may request it after DNS rebinding; Go answers it."""
     for kind in KINDS:
         relay = relays(kind, "plain")
         answer = ask((relay.address, relay.port), request("/debug/varz", host="evil.example"))
@@ -99,7 +99,7 @@ def test_a_debug_page_under_a_strange_name(relays: GetRelay) -> None:
 
 
 def test_two_lengths_end_the_connection(relays: GetRelay) -> None:
-    """RFC 9112 §6.1: whoever stands in front may have taken the other. Go goes on."""
+    """RFC 9112 §6.1: a proxy in front may have used the other one. Go goes on."""
     both = "\r\n".join(
         ["{} HTTP/1.1", "Host: localhost", "Content-Length: 5", "Transfer-Encoding: chunked"]
     )
@@ -120,7 +120,7 @@ def test_two_lengths_end_the_connection(relays: GetRelay) -> None:
 
 
 def test_unknown_paths_are_not_the_home_page(relays: GetRelay) -> None:
-    """Go's shows its home page, and cleans paths."""
+    """Go's are its home page, and it cleans paths."""
     status = {}
     for kind in KINDS:
         relay = relays(kind, "plain")
@@ -155,7 +155,7 @@ def test_unknown_paths_are_not_the_home_page(relays: GetRelay) -> None:
     ],
     ids=["no DERP", "blank", "redirect"],
 )
-def test_other_settings(
+def test_both_answer_alike_with_other_settings(
     derper: Kind, tmp_path: Path, options: list[str], settings: RelayConfig, pages: list[Page]
 ) -> None:
     async def ours() -> list[Answer]:

@@ -13,7 +13,7 @@ from .support import GetRelay, ask, request, until
 
 
 @each_derper
-def test_it_kills_derper(derper: Kind, tmp_path: Path) -> None:
+def test_sighup_kills_derper(derper: Kind, tmp_path: Path) -> None:
     def main() -> None:
         with running(derper, "plain", tmp_path) as relay:
             relay.process.send_signal(signal.SIGHUP)
@@ -23,7 +23,7 @@ def test_it_kills_derper(derper: Kind, tmp_path: Path) -> None:
         main()
 
 
-def test_ours_reloads_and_serves_on(relays: GetRelay) -> None:
+def test_sighup_reloads_pyderp_which_goes_on(relays: GetRelay) -> None:
     relay = relays("pyderp", "plain")
     times = relay.log_text().count("settings reloaded")
     relay.process.send_signal(signal.SIGHUP)

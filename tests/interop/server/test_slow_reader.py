@@ -1,4 +1,4 @@
-"""A client that stops reading: what it does not get, when it is closed, and how that counts."""
+"""A client that stops reading: which packets it loses, when it is closed, and how that counts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ QUEUE = 32
 TIMEOUTS = "derp_sclient_write_timeouts"
 HEAD, WRITE_ERROR, GONE = (dropped(r) for r in ("queue_head", "write_error", "gone_disconnected"))
 WRITE_TIMEOUT = dropped("write_timeout")
-"""Only ours."""
+"""Of pyderp only."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How one relay dealt with it."""
+    """What one relay did with it."""
 
     counted: dict[str, float]
     seconds: float
@@ -38,14 +38,14 @@ async def stall(relay: Relay) -> Seen:
     try:
         before = await metrics(relay)
         start = time.monotonic()
-        # Until the oldest packets are dropped for newer ones. Others do not wait meanwhile.
+        # Until the oldest packets are dropped for newer ones. Other clients do not wait meanwhile.
         while (await metrics(relay))[HEAD] < before[HEAD] + QUEUE:
             for _ in range(QUEUE):
                 sender.send(slow, os.urandom(PACKET))
             await sender.ping()
             await dial.passes(sender, other)
         async with asyncio.timeout(BOUND):
-            while (await metrics(relay))[TIMEOUTS] == before[TIMEOUTS]:  # noqa: ASYNC110 (nobody tells)
+            while (await metrics(relay))[TIMEOUTS] == before[TIMEOUTS]:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.02)
         seconds = time.monotonic() - start
         await dial.passes(sender, other)
@@ -60,7 +60,7 @@ async def stall(relay: Relay) -> Seen:
 
 
 def test_a_slow_reader_is_closed_after_two_seconds(relays: GetRelay) -> None:
-    """All at once, as each takes its time. The packet under way and what waits is counted."""
+    """All at once, as each takes its time. The packet being written and the queue are counted."""
 
     async def main() -> None:
         *derpers, ours = await asyncio.gather(*(stall(relays(kind, "plain")) for kind in KINDS))

@@ -1,4 +1,4 @@
-"""A client that reads nothing half-closes while a write to it is stuck: when others hear of it."""
+"""A client that reads nothing half-closes while a write to it is stuck: when peers get PeerGone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FAR_BEYOND: Final = f"--tcp-write-timeout={10 * BOUND:g}s"
 
 
 async def half_close_while_stuck(relay: Relay, way: str) -> float:
-    """Seconds from the half-close until a client that got a packet from it is told."""
+    """Seconds from the half-close until a client that got a packet from it gets PeerGone."""
     address = (relay.address, relay.port)
     via = over_tls() if "tls" in way else dial.Via()
     via.websocket = way.startswith("websocket")
@@ -55,12 +55,10 @@ async def half_close_while_stuck(relay: Relay, way: str) -> float:
 
 @pytest.mark.parametrize("kind", [NEWER, "pyderp"])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_reason_arrives_before_the_write_times_out(
-    kind: Kind, way: str, tmp_path: Path
-) -> None:
-    """By derper v1.104.7 and by ours; derper v1.102.3 waits for the write.
+def test_peer_gone_arrives_before_the_write_times_out(kind: Kind, way: str, tmp_path: Path) -> None:
+    """From derper v1.104.7 and from pyderp; derper v1.102.3 waits for the write.
 
-    In a websocket derper tells it after the 5 s that its library waits for a close frame.
+    In a websocket derper sends it after the 5 s that its library waits for a close frame.
     """
     setup: Setup = "named" if "tls" in way else "plain"
     with running(kind, setup, tmp_path, hostname=NAME, options=[_FAR_BEYOND]) as relay:

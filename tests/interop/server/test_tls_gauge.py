@@ -1,6 +1,6 @@
-"""The gauge of connections over TLS goes up with each, and down when it ends, as for derper.
+"""The gauge of connections over TLS goes up with each, and down when it ends, as in derper.
 
-derper counts an HTTP connection only while it answers a request; ours counts it while it is open.
+derper counts an HTTP connection only while it answers a request; pyderp counts it while it is open.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Watched:
         return reader, writer
 
     async def refused(self, start: bytes) -> bytes:
-        """What the relay says before it closes."""
+        """What the relay sends before it closes."""
         reader, writer = await self.open(start)
         said = await dial.drained(reader)
         await dial.hang_up(writer)
         return said
 
     async def gauge(self) -> int:
-        """Connections, without the one that asks."""
+        """Connections, without the one of this request."""
         said = await self.refused(request("/debug/varz", host="localhost"))
         answer = Answer.parse(said)
         assert answer.status == 200
@@ -57,9 +57,9 @@ class Watched:
         return int(found[1]) - 1
 
     async def becomes(self, count: int) -> None:
-        """A relay learns of an end a little later, also of that of who asked before."""
+        """Wait: a relay notices an end a little later, also that of the previous request."""
         async with asyncio.timeout(BOUND):
-            while await self.gauge() != count:  # noqa: ASYNC110 (nobody tells)
+            while await self.gauge() != count:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.02)
 
 
@@ -78,7 +78,7 @@ async def watch(watched: Watched) -> None:
         async with asyncio.timeout(BOUND):
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         await watched.becomes(2 + open_http)
-        # ... and one on which nothing was asked yet
+        # ... and one without a request yet
         _, silent = await watched.open(b"")
         stack.push_async_callback(dial.hang_up, silent)
         await watched.becomes(2 + 2 * open_http)
@@ -106,7 +106,7 @@ async def see_refusals(watched: Watched) -> None:
     # A frame that is no ClientInfo; a ClientInfo that does not open.
     assert b" 101 " in await watched.refused(upgrade + b"\x06\0\0\0\0")
     assert b" 101 " in await watched.refused(upgrade + b"\x02\0\0\0\x60" + b"\x07" * 96)
-    # A websocket that does not speak DERP: it is told so, and hangs up.
+    # A websocket that does not speak DERP: it gets an error, and closes.
     reader, writer = await watched.open(
         b"GET /derp HTTP/1.1\r\n" + host + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"

@@ -1,4 +1,4 @@
-"""Tailscale's Rust client, which ends on a frame that it does not know, stays on our relay."""
+"""Tailscale's Rust client, which ends on an unknown frame, stays connected to pyderp's relay."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.server.ways import NAME, over_tls
 
 @dataclass
 class Scene:
-    """A relay, the Rust client, and two of ours."""
+    """A relay, the Rust client, and two clients of pyderp."""
 
     relay: pyderp.Relay
     directory: Path
     rust: NodePrivate
     program: asyncio.subprocess.Process
     witness: Client
-    """Told of trouble."""
+    """Gets reports of problems."""
     talker: Client
 
     async def says(self) -> str:
@@ -41,7 +41,7 @@ class Scene:
             return (await self.program.stdout.readline()).decode().strip()
 
     async def echoes(self, packet: bytes) -> None:
-        """The Rust client answers."""
+        """Check that the Rust client answers."""
         self.talker.send(self.rust.public, packet)
         while await self.talker.packet() != packet:
             pass
@@ -90,7 +90,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-# What the relay tells of
+# Events that the relay reports in Health frames
 
 
 async def a_certificate_expires_soon(it: Scene) -> None:
@@ -105,7 +105,9 @@ async def two_connections_take_turns(it: Scene) -> None:
     try:
         message: object = None
         while not isinstance(message, Health):
-            twin.session.send_ping(b"my turn!")  # and then it is Rust's, which speaks by itself
+            twin.session.send_ping(
+                b"my turn!"
+            )  # and then it is the turn of the Rust client, which sends by itself
             twin.write()
             message = await twin.receive()
     finally:
@@ -134,7 +136,9 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-async def test_it_stays_while_health_goes_to_others_only(tmp_path: Path, trigger: Trigger) -> None:
+async def test_the_client_stays_while_health_goes_to_others_only(
+    tmp_path: Path, trigger: Trigger
+) -> None:
     async with scene(tmp_path, HealthRecipients.KNOWN) as it:
         login = it.login()
         await trigger(it)
@@ -144,8 +148,8 @@ async def test_it_stays_while_health_goes_to_others_only(tmp_path: Path, trigger
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-async def test_it_ends_if_health_goes_to_all(tmp_path: Path, trigger: Trigger) -> None:
-    """Else the test above could not fail."""
+async def test_the_client_ends_if_health_goes_to_all(tmp_path: Path, trigger: Trigger) -> None:
+    """Otherwise the test above could not fail."""
     async with scene(tmp_path, HealthRecipients.ALL) as it:
         with contextlib.suppress(TimeoutError):
             await trigger(it)
@@ -153,7 +157,7 @@ async def test_it_ends_if_health_goes_to_all(tmp_path: Path, trigger: Trigger) -
         assert await it.program.wait() == 1
 
 
-async def test_it_comes_back_after_a_restart(tmp_path: Path) -> None:
+async def test_the_client_comes_back_after_a_restart(tmp_path: Path) -> None:
     async with scene(tmp_path, HealthRecipients.KNOWN) as it:
         host, port = it.relay.address
         await it.relay.aclose(drain=0)

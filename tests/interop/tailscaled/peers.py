@@ -1,6 +1,6 @@
-"""What this test needs from outside Python, and what happens when it is missing.
+"""Programs that this test needs, and what happens when one is missing.
 
-A missing peer skips the test and names itself. Where peers are a must (CI), the environment
+A missing peer skips the test and names itself. Where peers are required (CI), the environment
 variable ``PYDERP_REQUIRE_PEERS=1`` turns that skip into a failure.
 """
 
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def missing(what: str, remedy: str) -> NoReturn:
-    """Skip the test for want of ``what``, or fail it where peers are required."""
+    """Skip the test as ``what`` is missing, or fail it where peers are required."""
     reason = f"{what} is missing: {remedy}"
     if os.environ.get("PYDERP_REQUIRE_PEERS") == "1":
         pytest.fail(reason)

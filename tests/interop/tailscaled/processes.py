@@ -1,4 +1,4 @@
-"""Processes of the test: start inside a namespace, wait for a sign of life, stop."""
+"""Processes of the test: start inside a namespace, wait until ready, stop."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Daemon:
         return found[0]
 
     def stop(self) -> None:
-        """End the process: politely, after 10 seconds by force, and not twice."""
+        """End the process: by SIGTERM, after 10 seconds by SIGKILL, and not twice."""
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -100,7 +100,8 @@ def eventually(what: str, ready: Callable[[], object], timeout: float = 20) -> N
 
 
 def round_trip(args: Sequence[str], env: Mapping[str, str], data: bytes, timeout: float) -> bytes:
-    """Write ``data`` to the process ``args``; return as many bytes of its output, if it gives them.
+    """Write ``data`` to the process ``args``; return as many bytes of its output, if it prints
+    them.
 
     The input stays open until the output is complete: ``tailscale nc`` takes its end for the
     end of the whole conversation.

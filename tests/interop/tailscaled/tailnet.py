@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 REGION_ID = 900
 REGION_CODE = "lab"
 RELAY_PORT = 8443
-"""Any port will do: nobody else listens in the hub's namespace, made for one relay."""
+"""Any port will do: no other server is in the hub's namespace, made for one relay."""
 
 
 @dataclass(frozen=True)
 class Relay:
-    """How to start one kind of relay; all kinds take the same options, ours in GNU spelling."""
+    """How to start one kind of relay; all kinds have the same options, pyderp's in GNU spelling."""
 
     kind: Kind
     tls: bool
@@ -118,7 +118,7 @@ class Node:
         return status
 
     def peer(self) -> dict[str, Any]:
-        """Return what this node knows of the only other node, or nothing as yet."""
+        """Return what this node has about the only other node, or nothing as yet."""
         peers: dict[str, dict[str, Any]] = self.status().get("Peer") or {}
         return next(iter(peers.values()), {})
 
@@ -179,7 +179,7 @@ class Tailnet:
 
 
 def wait_until_acquainted(nodes: Sequence[Node]) -> None:
-    """Wait until every node has its home region, and knows the other's."""
+    """Wait until every node has its home region, and that of the other."""
     for node in nodes:
 
         def acquainted(node: Node = node) -> bool:

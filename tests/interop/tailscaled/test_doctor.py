@@ -1,4 +1,4 @@
-"""What `tailscale debug derp` says of a relay, and what `pyderp doctor` says, in one run."""
+"""Results of `tailscale debug derp` and of `pyderp doctor` for the same relay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def debug_derp(node: Node) -> dict[str, list[str]]:
 
 
 def doctor(node: Node, path: Path) -> tuple[int, dict[str, Any]]:
-    """Ours, from the same namespace, of the same map; by check."""
+    """pyderp's results for the same map, from the same namespace; by check."""
     command = [sys.executable, "-m", "pyderp", "doctor", str(path), "--json", "--timeout=20"]
     done = node.namespace.run(*command)
     assert "Traceback" not in done.stderr, done.stderr
@@ -40,33 +40,34 @@ def doctor(node: Node, path: Path) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["derper", "derper-v1.104.7", "pyderp"])
-def test_both_say_the_same_of_a_relay(tmp_path: Path, kind: Kind) -> None:
-    """Where Go's has a word, ours agrees; ours has more checks, and takes no IPv6 for no error."""
+def test_both_agree_about_a_relay(tmp_path: Path, kind: Kind) -> None:
+    """Every result of Go's has an equal one of pyderp's, which has more checks, and takes a missing
+    IPv6 for no error."""
     need_namespaces()
     with tailnet(Relay(kind, tls=True), tmp_path) as net:
         theirs = debug_derp(net.a)
         code, ours = doctor(net.a, tmp_path / "derpmap.json")
     said = {name: " | ".join(lines) for name, lines in theirs.items()}
     assert f"{REGION_ID}" in said["Info"]
-    # Its connections are made: "Successfully established a DERP connection with node …".
+    # Its message: "Successfully established a DERP connection with node …".
     assert "established a DERP connection" in said["Info"], theirs
     assert ours["http.upgrade"]["result"] == ours["relay.admission"]["result"] == "ok"
-    # It takes a node without IPv6 for an error; the map says so, and here it is skipped.
+    # It takes a node without IPv6 for an error; the map says so, and pyderp skips the check.
     assert "IPv6" in said["Errors"] or "v6" in said["Errors"], theirs
     assert ours["names.ipv6"]["result"] == "skip"
-    # It asks for STUN at port 65535, where the map says that there is none.
+    # It sends STUN to port 65535, where the map says that there is no STUN.
     assert "STUN response" in said["Warnings"], theirs
     assert ours["stun.ipv4"]["result"] == "skip"
-    # Nothing is on port 80 in this network.
+    # No server listens on port 80 in this network.
     assert "generate_204" in said["Warnings"] or "port 80" in said["Warnings"], theirs
     assert ours["http.port80"]["result"] == "skip"
     assert code == 0, [e for e in ours.values() if e["result"] in ("warn", "fail")]
-    # What Go's cannot say at all.
+    # Checks that Go's does not have.
     assert ours["relay.packet"]["result"] == ours["relay.burst"]["result"] == "ok"
     assert ours["tls.pin"]["result"] == ours["http.faststart"]["result"] == "ok"
 
 
-def test_both_see_a_relay_that_is_down(tmp_path: Path) -> None:
+def test_both_report_a_relay_that_is_down(tmp_path: Path) -> None:
     need_namespaces()
     relay = Relay("pyderp", tls=True)
     with tailnet(relay, tmp_path) as net:

@@ -1,4 +1,4 @@
-"""What our relay has to say of trouble stands in a real `tailscale status`, until it is over."""
+"""Problems that pyderp's relay reports are in a real `tailscale status` until they end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def test_a_certificate_that_expires_soon_is_shown_until_it_is_renewed(tmp_path: Path) -> None:
-    """Every client of the relay is told, and told again when all is well."""
+    """Every client of the relay gets the problem, and its end."""
     need_namespaces()
     certificates = tmp_path / "certs"
     certificates.mkdir()
@@ -49,5 +49,5 @@ def shows(node: Node, problem: str) -> bool:
 
 
 def is_well(node: Node) -> bool:
-    """Whether a node's status warns of nothing."""
+    """Whether a node's status has no warning."""
     return not node.status()["Health"]

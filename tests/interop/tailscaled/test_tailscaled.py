@@ -1,7 +1,7 @@
-"""Real tailscaled daemons, joined by nothing but a DERP relay, work as with Tailscale's own.
+"""Real tailscaled daemons, joined only by a DERP relay, work as with Tailscale's own.
 
-Each test runs against Go's ``derper`` too, so that what it expects of our relay is known to be
-what the daemons get from theirs.
+Each test runs against Go's ``derper`` too, so that what it expects of pyderp's relay is known to
+be what the daemons get from Tailscale's.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_nodes_return_to_a_restarted_relay(relayed: Tailnet) -> None:
 
 @pytest.mark.parametrize("relay", TLS, ids=str)
 def test_nodes_leave_the_relay_when_a_direct_path_opens(relay: Relay, tmp_path: Path) -> None:
-    """Given a path, the nodes find it; so the tests above would notice one."""
+    """With a direct path the nodes find it; so the tests above would notice one."""
     need_namespaces()
     with tailnet(relay, tmp_path) as net:
         assert pong(net.a, net.b) == f"DERP({REGION_CODE})"
@@ -123,7 +123,7 @@ def check_bulk_transfer(net: Tailnet, directory: Path) -> None:
 
 
 def pong(node: Node, other: Node) -> str:
-    """Ping once; return the way by which the answer came, or nothing."""
+    """Ping once; return the path of the answer, or nothing."""
     outcome = node.cli("ping", "--c=1", "--timeout=2s", "--until-direct=false", other.address)
     match = re.search(r" via (\S+) in ", outcome.stdout)
     return match[1] if match else ""

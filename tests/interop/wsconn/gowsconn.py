@@ -19,20 +19,20 @@ from pyderp.wsconn import WebSocketConnection
 from tests.interop.peers import REPOSITORY, need
 
 Role: TypeAlias = Literal["client", "server"]
-"""What our side is; Go is the other."""
+"""Which side pyderp is; Go is the other."""
 Seen: TypeAlias = dict[str, Any]
-"""What Go saw in one step."""
+"""The result of one step of Go's."""
 
 _OPTIONS: dict[str, Any] = {"compression": None, "max_size": None}
 
 
 def program() -> Path:
-    """The program; it is built if it is missing and Go is there."""
+    """The program; it is built if it is missing and Go is installed."""
     target = REPOSITORY / ".peers" / "bin" / "gowsconn"
     if not target.exists() and shutil.which("go"):
         target.parent.mkdir(parents=True, exist_ok=True)
         source = Path(__file__).parent / "go"
-        # If that fails, Go says why, and `need` what it means.
+        # If the build fails, Go prints why, and `need` what that means.
         subprocess.run(["go", "build", "-o", str(target), "."], cwd=source, check=False)
     return need("gowsconn")
 
@@ -44,19 +44,19 @@ class GoEnd:
         self._process = process
 
     async def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         assert self._process.stdout is not None
         return int(await self._process.stdout.readline())
 
     async def saw(self) -> list[Seen]:
-        """Wait for its end; what it saw in its steps."""
+        """Wait for its end; returns the results of its steps."""
         output, errors = await self._process.communicate()
         assert self._process.returncode == 0, errors.decode()
         seen: list[Seen] = json.loads(output)
         return seen
 
     async def last(self) -> Seen:
-        """Wait for its end; what it saw in the last step."""
+        """Wait for its end; returns the result of the last step."""
         return (await self.saw())[-1]
 
 
@@ -76,7 +76,7 @@ async def started(*args: str) -> AsyncIterator[GoEnd]:
 async def connected(
     role: Role, kind: str, *steps: str
 ) -> AsyncIterator[tuple[WebSocketConnection, GoEnd]]:
-    """Our end of a connection, and Go's, which goes through its steps.
+    """pyderp's end of a connection, and Go's, which runs its steps.
 
     Args:
         kind: type of Go's messages, "binary" or "text".

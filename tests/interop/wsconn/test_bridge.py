@@ -15,7 +15,7 @@ BOUND = 30.0
 
 
 async def test_a_browser_s_bytes_reach_a_go_program_and_back(tmp_path: Path) -> None:
-    """Both at once, in messages above Go's read limit; the close is the end of Go's stream."""
+    """Both directions at once, in messages above Go's read limit; the close ends Go's stream."""
     steps = ("-type=binary", f"pump:{len(DATA)}", f"read:{len(DATA)}", "pumped", "readall")
 
     async with asyncio.timeout(BOUND), started(*steps) as go:

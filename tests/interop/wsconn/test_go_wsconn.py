@@ -19,24 +19,24 @@ KINDS = ["binary", "text"]
 
 @pytest.fixture(params=["client", "server"])
 def role(request: pytest.FixtureRequest) -> Role:
-    """What our side is."""
+    """Which side pyderp is."""
     return "client" if request.param == "client" else "server"
 
 
 def letters(size: int) -> bytes:
-    """Bytes that are text, and show when one is out of place."""
+    """Bytes that are text, in which a misplaced one shows."""
     return bytes(97 + i * 104729 // 7 % 26 for i in range(size))
 
 
 def close_frame_of(error: BaseException) -> tuple[int, str] | None:
-    """Code and reason that the peer closed with."""
+    """Code and reason of the peer's close."""
     cause = error.__cause__
     assert isinstance(cause, WebSocketClosed)
     return None if cause.rcvd is None else (cause.rcvd.code, cause.rcvd.reason)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_megabyte_each_way_at_the_same_time(role: Role, kind: str) -> None:
+async def test_a_megabyte_passes_each_way_at_the_same_time(role: Role, kind: str) -> None:
     data = letters(MEGABYTE)
     steps = (f"pump:{MEGABYTE}", f"read:{MEGABYTE}", "pumped", "readall")
     async with connected(role, kind, *steps) as (websocket, go):
@@ -67,7 +67,7 @@ async def test_a_megabyte_each_way_at_the_same_time(role: Role, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_empty_messages(role: Role, kind: str) -> None:
+async def test_empty_messages_are_read_by_go(role: Role, kind: str) -> None:
     async with connected(role, kind, "write:0,3,0,0,2,0", "readall") as (websocket, go):
         stream = net_conn(websocket, binary=kind == "binary")
         for data in (b"", b"abc", b"", b"de"):
@@ -75,7 +75,7 @@ async def test_empty_messages(role: Role, kind: str) -> None:
         assert [len(await stream.read(10)) for _ in range(2)] == [3, 2]
         await stream.aclose()
         seen = await go.last()
-        # Go shows the end of each message, and an empty one as that alone.
+        # Go reports the end of each message, and of an empty one only that.
         assert seen["reads"] == [0, 3, 0, 0, 2, 0, 0]
         assert seen["eof"]
 
@@ -93,7 +93,7 @@ async def test_fragments_are_read_as_they_come(role: Role) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_go_sends_the_wrong_type(role: Role, kind: str) -> None:
+async def test_a_wrong_type_from_go_is_refused(role: Role, kind: str) -> None:
     other = "text" if kind == "binary" else "binary"
     steps = ("write:3", f"message:{other}:wrong", "readall")
     async with connected(role, kind, *steps) as (websocket, go):
@@ -107,7 +107,7 @@ async def test_go_sends_the_wrong_type(role: Role, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_go_refuses_the_wrong_type_with_the_same_words(role: Role, kind: str) -> None:
+async def test_go_refuses_the_wrong_type_with_the_same_text(role: Role, kind: str) -> None:
     async with connected(role, kind, "readall") as (websocket, go):
         stream = net_conn(websocket, binary=kind != "binary")
         await stream.write(b"wrong")
@@ -124,7 +124,7 @@ async def test_go_refuses_the_wrong_type_with_the_same_words(role: Role, kind: s
 
 
 @pytest.mark.parametrize("step", ["close", "close:1000:bye", "close:1001:away"])
-async def test_go_ends_the_stream(role: Role, step: str) -> None:
+async def test_the_end_of_go_is_the_end_of_the_stream(role: Role, step: str) -> None:
     async with connected(role, "binary", "write:3", step) as (websocket, go):
         stream = net_conn(websocket)
         assert len(await stream.read()) == 3
@@ -135,7 +135,7 @@ async def test_go_ends_the_stream(role: Role, step: str) -> None:
 
 
 @pytest.mark.parametrize("code", [1008, 1011, 3000])
-async def test_go_closes_with_another_code(role: Role, code: int) -> None:
+async def test_another_close_code_of_go_is_an_error(role: Role, code: int) -> None:
     async with connected(role, "binary", f"close:{code}:why") as (websocket, go):
         with pytest.raises(ConnectionClosed, match=f"{code}.*why") as caught:
             await net_conn(websocket).read(1)
@@ -143,14 +143,14 @@ async def test_go_closes_with_another_code(role: Role, code: int) -> None:
         assert "error" not in await go.last()
 
 
-async def test_we_end_the_stream(role: Role) -> None:
+async def test_a_close_is_the_end_for_go(role: Role) -> None:
     async with connected(role, "binary", "readall") as (websocket, go):
         await net_conn(websocket).aclose()
         assert (await go.last())["eof"]
 
 
 @pytest.mark.parametrize(("code", "eof"), [(1001, True), (1011, False)])
-async def test_we_close_with_another_code(role: Role, code: int, eof: bool) -> None:
+async def test_another_close_code_is_an_error_for_go(role: Role, code: int, eof: bool) -> None:
     async with connected(role, "binary", "readall") as (websocket, go):
         await websocket.close(code, "why")
         seen = await go.last()
@@ -158,7 +158,7 @@ async def test_we_close_with_another_code(role: Role, code: int, eof: bool) -> N
         assert eof or seen["status"] == code
 
 
-async def test_both_close_at_once(role: Role) -> None:
+async def test_both_may_close_at_once(role: Role) -> None:
     async with connected(role, "binary", "close") as (websocket, go):
         await net_conn(websocket).aclose()
         await go.last()
@@ -170,7 +170,7 @@ async def test_both_close_at_once(role: Role) -> None:
 BARE_END = "failed to get reader: failed to read frame header: EOF"
 
 
-async def test_our_deadline_in_a_read_drops_the_connection(role: Role) -> None:
+async def test_a_deadline_of_pyderp_in_a_read_drops_the_connection(role: Role) -> None:
     async with connected(role, "binary", "readall") as (websocket, go):
         stream = net_conn(websocket)
         stream.set_read_deadline(asyncio.get_running_loop().time() + 0.03)
@@ -180,7 +180,7 @@ async def test_our_deadline_in_a_read_drops_the_connection(role: Role) -> None:
         assert (seen["error"], seen["status"]) == (BARE_END, -1)
 
 
-async def test_gos_deadline_in_a_read_drops_the_connection(role: Role) -> None:
+async def test_a_deadline_of_go_in_a_read_drops_the_connection(role: Role) -> None:
     steps = ("write:3", "deadline:30", "readall", "readall")
     async with connected(role, "binary", *steps) as (websocket, go):
         stream = net_conn(websocket)
@@ -191,14 +191,14 @@ async def test_gos_deadline_in_a_read_drops_the_connection(role: Role) -> None:
         assert "i/o timeout" in (await go.last())["error"]
 
 
-async def test_the_end_of_our_scope_drops_the_connection(role: Role) -> None:
+async def test_the_end_of_the_scope_drops_the_connection(role: Role) -> None:
     async with connected(role, "binary", "readall") as (websocket, go):
         with Scope() as scope:
             net_conn(websocket, scope=scope)
         assert (await go.last())["error"] == BARE_END
 
 
-async def test_cancelled_reads_lose_nothing_of_what_go_sends(role: Role) -> None:
+async def test_cancelled_reads_lose_no_byte_of_go(role: Role) -> None:
     steps = (f"pump:{MEGABYTE}", "pumped", "close")
     async with connected(role, "binary", *steps) as (websocket, go):
         stream = net_conn(websocket)
@@ -225,7 +225,7 @@ async def test_cancelled_reads_lose_nothing_of_what_go_sends(role: Role) -> None
 
 
 async def sends(websocket: WebSocketConnection, size: int) -> None:
-    """One message of so many bytes."""
+    """Send one message of this many bytes."""
     await net_conn(websocket).write(bytes(size))
 
 
@@ -239,7 +239,7 @@ async def test_go_takes_32769_bytes_and_not_one_more(role: Role) -> None:
         assert "read limited at 32769 bytes" in (await go.last())["error"]
 
 
-async def test_writes_that_are_split_pass_gos_limit(role: Role) -> None:
+async def test_split_writes_pass_gos_limit(role: Role) -> None:
     async with connected(role, "binary", "readall") as (websocket, go):
         data = letters(200_000)
         stream = net_conn(websocket, max_message=GO_READ_LIMIT)
