@@ -1,1 +1,1 @@
-"""Tests, in the order of the floors of `src/pyderp`."""
+"""Tests, in the order of the layers of `src/pyderp`."""

@@ -1,4 +1,4 @@
-"""What all tests share: async tests, and the two event loops that a relay must work on."""
+"""Shared by all tests: async tests, and the two event loops that a relay must work on."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TESTS = Path(__file__).parent
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
-# In a shell's background job Ctrl-C is ignored, and under nohup SIGHUP, also by what tests start
-# and then stop by it.
+# In a background job of a shell Ctrl-C is ignored, and under nohup SIGHUP, also by programs that
+# tests start and then stop by these signals.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide pyderp-fast from this process and from those that the tests start, or insist on it."""
+    """Hide pyderp-fast from this process and from those that tests start, or require it."""
     use = NativeUse(config.getoption("--native"))
     if use is NativeUse.OFF:
         sys.modules["pyderp_fast"] = None  # type: ignore[assignment]  # so importing it fails
@@ -69,7 +69,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what is here before the first test out of every later search for garbage.
+    """Keep the objects that exist before the first test out of every later search for garbage.
 
     The thousands of tests themselves are most of the heap, and `on_loop` searches it after each.
     """
@@ -79,7 +79,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The same at the end of each module, whose fixtures are gone by then."""
+    """Do the same at the end of each module, when its fixtures are gone."""
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
         gc.freeze()
@@ -92,7 +92,7 @@ ONE_LOOP = "asyncio"
 BOTH_LOOPS = ("fault/", "net/", "server/app/", "server/conn/", "server/services/")
 """Folders whose async tests run on both loops: sockets, TLS, transports, what a loop frees.
 
-Elsewhere `pytest.mark.both_loops` says so for one test or module.
+Elsewhere `pytest.mark.both_loops` marks a test or module.
 """
 
 
@@ -154,7 +154,7 @@ def must_end(config: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture
 def on_loop(request: pytest.FixtureRequest) -> Iterator[Run]:
-    """Run a coroutine on a loop; what the loop had to catch by itself fails the test."""
+    """Run a coroutine on a loop; an error that only the loop caught fails the test."""
     caught: list[dict[str, Any]] = []
     runner = asyncio.Runner(loop_factory=LOOPS[request.param])
     runner.get_loop().set_exception_handler(lambda _, context: caught.append(context))
@@ -166,16 +166,16 @@ def on_loop(request: pytest.FixtureRequest) -> Iterator[Run]:
     yield lambda main: runner.run(bounded(main))
     with must_end(request.config):
         runner.close()
-    # A transport that nobody closed complains here, and not in the middle of a later test.
+    # A transport that was not closed warns here, and not in the middle of a later test.
     gc.collect()
     assert not caught
 
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """Give every logger back the level it had before the test.
+    """Restore the level that every logger had before the test.
 
-    The command line, run in this process, sets levels, and a later test would miss its lines.
+    The command line, run in this process, sets levels, and a later test would miss log lines.
     """
     loggers = [logging.getLogger(name) for name in (None, "pyderp", "pyderp.client")]
     before = [logger.level for logger in loggers]

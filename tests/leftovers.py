@@ -1,14 +1,14 @@
-"""What is left of something that has ended: objects, cycles, tasks, timers, descriptors, errors.
+"""What remains of something that has ended: objects, cycles, tasks, timers, descriptors, errors.
 
     async with none_left():
         await one_ending()
 
 The cyclic collector is off within the block. So an object that only it would free counts as
-left, as does one that something still holds. What is there when the block begins does not
+left, as does one that is still referenced. Objects that exist when the block begins do not
 count; run an ending once before, if it fills a cache or imports a module.
 
-The block itself must let go: its locals, and an exception that a local names, whose traceback
-leads back to them (`pytest.raises(...) as caught` is one). Best is one call, as above.
+The block itself must drop its references: its locals, and an exception that a local names, whose
+traceback leads back to them (`pytest.raises(...) as caught` is one). Best is one call, as above.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any, Final
 __all__ = ["Leftovers", "Snapshot", "collector_off", "none_left", "none_left_now"]
 
 PATIENCE: Final = 10.0
-"""Seconds that what is still on its way may take: the last callbacks, a reset from the kernel."""
+"""Seconds for work under way: the last callbacks, a reset from the kernel."""
 LONGEST_TIMER: Final = 0.5
-"""Seconds that a timer may still have to run when all else is over: it would keep its object."""
+"""Seconds until a remaining timer may fire: a longer one would keep its object."""
 _ROOTS: Final = ("pyderp", "websockets", "h11", "aiohttp", "python_socks", "acme", "urllib3")
 _TRANSPORTS: Final = ("asyncio.selector_events", "asyncio.sslproto", "uvloop.loop")
 _OUR_CODE: Final = f"{os.sep}pyderp{os.sep}"
@@ -44,7 +44,7 @@ _CHAINS: Final = 3
 
 @dataclass
 class Leftovers:
-    """What there is that was not there before."""
+    """What exists now and did not exist before."""
 
     objects: Counter[str] = field(default_factory=Counter)
     """Objects by type: pyderp's, those of the libraries below it, sockets, transports."""
@@ -54,9 +54,9 @@ class Leftovers:
     timers: list[str] = field(default_factory=list)
     descriptors: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    """What the loop had to report, such as an exception that nobody retrieved."""
+    """Reports of the loop, such as an exception that was not retrieved."""
     chains: list[str] = field(default_factory=list)
-    """How some of the objects in cycles refer to themselves."""
+    """Reference chains of some of the objects in cycles."""
 
     def __bool__(self) -> bool:
         return any(
@@ -74,12 +74,12 @@ class Leftovers:
 
 
 class Snapshot:
-    """What is there now; `left` tells what came later and is still there.
+    """What exists now; `left` returns what was made later and still exists.
 
     Args:
-        but: types, by `module.name`, whose objects may stay: those that a cache is for.
-        libraries: packages that leave cycles of their own, which do not count as long as nothing
-            of pyderp's is in them.
+        but: types, by `module.name`, whose objects may stay: those that a cache keeps.
+        libraries: packages that leave cycles of their own, which do not count as long as no
+            object of pyderp is in them.
     """
 
     def __init__(self, *, but: Iterable[str] = (), libraries: Iterable[str] = ()) -> None:
@@ -88,10 +88,10 @@ class Snapshot:
         self._errors: list[str] = []
         self._loop = _running_loop()
         gc.collect()
-        # What is here now is out of every later search: `gc.get_objects` and the collector pass
-        # over it. In a process that has run many tests it is most of the heap.
+        # Objects that exist now are kept out of every later search: `gc.get_objects` and the
+        # collector skip them. In a process that has run many tests they are most of the heap.
         gc.freeze()
-        # Not kept alive: one that ends meanwhile would hold the error that it ends with.
+        # Not kept alive: a task that ends meanwhile would hold the error that it ends with.
         self._tasks = weakref.WeakSet(_tasks(self._loop))
         self._timers = {id(t) for t in _timers(self._loop)}
         self._descriptors = _descriptors()
@@ -117,7 +117,7 @@ class Snapshot:
         return found
 
     def _objects(self) -> Counter[str]:
-        """Objects that came later and count, by kind."""
+        """Objects that were made later and count, by kind."""
         return Counter(_kind(o) for o in gc.get_objects() if self._counts(o))
 
     def _look_for_cycles(self, found: Leftovers) -> None:
@@ -128,8 +128,8 @@ class Snapshot:
             gc.collect()
         finally:
             gc.set_debug(0)
-        # A finalizer may break its cycle, as that of a generator does which was not used up.
-        # What it frees is no garbage any more, and no reference count would have freed it.
+        # A finalizer may break its cycle, as that of a generator that was not used up does.
+        # What it frees is no longer garbage, and no reference count would have freed it.
         finalized = before - self._objects()
         garbage = gc.garbage[:]
         gc.garbage.clear()
@@ -140,7 +140,7 @@ class Snapshot:
 
     @contextlib.contextmanager
     def errors_noted(self) -> Iterator[None]:
-        """Note what the loop reports, beside reporting it."""
+        """Record what the loop reports, and report it."""
         loop = self._loop
         assert loop is not None
         before = loop.get_exception_handler()
@@ -157,7 +157,7 @@ class Snapshot:
             loop.set_exception_handler(before)
 
     def _counts(self, o: object) -> bool:
-        # By type and not by isinstance, which asks what a weak proxy stands for.
+        # By type and not by isinstance, which asks the object that a weak proxy stands for.
         if issubclass(type(o), _PROXIES):
             return False
         code = _code(o)
@@ -211,9 +211,9 @@ async def none_left(
     Args:
         but: types, by `module.name`, whose objects may stay.
         libraries: packages that may leave cycles of their own.
-        patience: seconds to wait for what is on its way; what is left in a cycle or behind a
+        patience: seconds to wait for work under way; what is left in a cycle or behind a
             long timer takes as long to be found.
-        settled: whether the other side is ready as well; nothing is looked for before.
+        settled: whether the other side is ready as well; the search begins only then.
     """
     with collector_off():
         snapshot = Snapshot(but=but, libraries=libraries)
@@ -245,7 +245,7 @@ async def _settle(snapshot: Snapshot, patience: float, settled: Callable[[], obj
         pause = min(pause + 0.002, 0.2)
         if settled() and not snapshot.left(cycles=False):
             return snapshot.left()
-        # Waiting frees no cycle. To look for them takes long, so not in each turn.
+        # Waiting frees no cycle. The search for cycles is slow, so not in each turn.
         if pause > _LOOK_FOR_CYCLES:
             left = snapshot.left()
             if left.cycles or left.errors:
@@ -266,9 +266,9 @@ def _tasks(loop: asyncio.AbstractEventLoop | None) -> set[asyncio.Task[Any]]:
 
 
 def _timers(loop: asyncio.AbstractEventLoop | None) -> list[Any]:
-    """Timers that will fire. One that was cancelled has let go of its callback."""
+    """Timers that will fire. A cancelled one has dropped its callback."""
     if not isinstance(loop, asyncio.BaseEventLoop):
-        return []  # uvloop lists none; what one of its timers holds is found as an object
+        return []  # uvloop lists none; an object that one of its timers holds is found as an object
     scheduled: list[asyncio.TimerHandle] = getattr(loop, "_scheduled")  # noqa: B009
     return [timer for timer in scheduled if not timer.cancelled()]
 
@@ -276,7 +276,7 @@ def _timers(loop: asyncio.AbstractEventLoop | None) -> list[Any]:
 def _descriptors() -> set[str]:
     found = set()
     for name in os.listdir("/proc/self/fd"):
-        # The one for the listing itself is gone by now.
+        # The descriptor of the listing itself is closed by now.
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{name}")
             if target != os.devnull:  # uvloop opens one and keeps it
@@ -285,7 +285,7 @@ def _descriptors() -> set[str]:
 
 
 def _is_husk(o: object) -> bool:
-    """Whether it is a transport of asyncio's that has let go of all but itself."""
+    """Whether it is a transport of asyncio that holds nothing but itself."""
     return (
         issubclass(type(o), asyncio.Transport)
         and type(o).__module__ == "asyncio.selector_events"
@@ -294,9 +294,9 @@ def _is_husk(o: object) -> bool:
 
 
 def _free_husks() -> None:
-    """Break the cycle in asyncio's transports: each keeps a bound method of its own for ever.
+    """Break the cycle in asyncio's transports: each keeps a bound method of its own.
 
-    That is the standard library's, and uvloop has none, so it does not count as left.
+    The standard library makes it, and uvloop does not, so it does not count as left.
     """
     for o in gc.get_objects():
         if _is_husk(o):
@@ -321,7 +321,7 @@ def _code(o: object) -> str | None:
 
 
 def _kind(o: object) -> str:
-    """The type of an object in words; for code with its name."""
+    """The type of an object as text; for code with its name."""
     if issubclass(type(o), _PROXIES):
         return "weak proxy"
     for attribute in ("cr_code", "gi_code", "ag_code", "f_code"):
@@ -334,7 +334,7 @@ def _kind(o: object) -> str:
 
 
 def _chains(starts: Sequence[object], garbage: Sequence[object]) -> list[str]:
-    """The shortest way from some objects back to themselves."""
+    """The shortest chain from some objects back to themselves."""
     inside = {id(o): o for o in garbage}
     chains: list[str] = []
     seen: set[str] = set()

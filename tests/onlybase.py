@@ -1,7 +1,7 @@
-"""Python with pyderp's own dependencies only, as `pip install pyderp` without an extra has them.
+"""Python with pyderp's own dependencies only, as after `pip install pyderp` without an extra.
 
-Run as a program it takes names of packages that may be imported beside, with commas between, then
-a module to run and its arguments: `python -m tests.onlybase pytest,pluggy pytest -x`.
+Run as a program it takes names of packages that may be imported as well, with commas between,
+then a module to run and its arguments: `python -m tests.onlybase pytest,pluggy pytest -x`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASE: Final = {
     "python-socks": ("python_socks",),
     "websockets": ("websockets",),
 }
-"""The packages that `pyproject.toml` lists → what they and what they need is imported as."""
+"""The packages that `pyproject.toml` lists → the modules of these and of their dependencies."""
 
 
 class _Known(MetaPathFinder):
@@ -39,10 +39,10 @@ class _Known(MetaPathFinder):
 
 
 def block_others(*beside: str) -> None:
-    """From now on no other package can be imported.
+    """Make the import of any other package fail from now on.
 
     Args:
-        beside: those that can be, beside pyderp's own dependencies.
+        beside: packages that can be imported, beside pyderp's own dependencies.
     """
     known = {"pyderp", "tests", *beside, *sys.stdlib_module_names}
     known.update(name for names in BASE.values() for name in names)

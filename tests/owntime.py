@@ -1,4 +1,4 @@
-"""A clock for bounds on what takes us long, and not on what keeps the machine busy."""
+"""A clock for time limits of pyderp's own work, which a busy machine does not prolong."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 def own_time() -> float:
-    """Seconds on a clock that stands while this thread is ready to run and has to wait.
+    """Seconds on a clock that stops while this thread is ready to run and has to wait.
 
-    Where the kernel does not tell, it is the monotonic clock.
+    Where the kernel does not count that, it is the monotonic clock.
     """
     try:
         queued = int(_SCHEDSTAT.read_text().split()[1])

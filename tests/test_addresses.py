@@ -34,7 +34,7 @@ from pyderp.errors import ConfigError
         ("fe80::1%eth0", "fe80::1%eth0"),
     ],
 )
-def test_addresses(text: str, address: str) -> None:
+def test_an_address_is_split_into_host_and_port(text: str, address: str) -> None:
     assert parse_ip(text) == ip_address(address)
 
 
@@ -42,7 +42,7 @@ def test_addresses(text: str, address: str) -> None:
     "text",
     ["", "@", "none", "derp.example.com", "192.0.2.01", "192.0.2.1:80", "[::1]", "::1%", " ::1"],
 )
-def test_texts_that_are_no_address(text: str) -> None:
+def test_other_texts_are_refused(text: str) -> None:
     assert parse_ip(text) is None
     assert ip_literal(text) is None
 
@@ -58,7 +58,7 @@ def test_sixteen_bytes_are_the_address_again(address: IPv4Address | IPv6Address)
     assert unmapped(IPv6Address(packed)) == unmapped(address)
 
 
-def test_sixteen_bytes() -> None:
+def test_sixteen_bytes_become_an_address() -> None:
     assert as_16_bytes(IPv4Address("192.0.2.1")).hex() == "00000000000000000000ffffc0000201"
     assert as_16_bytes(IPv6Address("fe80::1%eth0")) == IPv6Address("fe80::1").packed
 

@@ -74,7 +74,7 @@ def packet(client: blocking.Client) -> bytes:
 
 
 def run_python(code: str, *args: str) -> str:
-    """Run a script with warnings as errors; gives what it prints."""
+    """Run a script with warnings as errors; returns its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-X", "dev", "-c", code, *args],
         capture_output=True,
@@ -89,7 +89,7 @@ def run_python(code: str, *args: str) -> str:
     return done.stdout
 
 
-# What it does
+# Calls
 
 
 def test_packets_go_from_client_to_client(make: Make) -> None:
@@ -129,7 +129,7 @@ def test_without_reconnect_the_end_of_the_connection_is_raised(
     assert not client.connected
 
 
-def test_what_it_is_can_be_asked(make: Make, relay: RelayThread) -> None:
+def test_attributes_are_those_of_the_client(make: Make, relay: RelayThread) -> None:
     key = NodePrivate.generate()
     with blocking.Client.for_region(relay.region, private_key=key) as client:
         assert client.self_public_key == key.public
@@ -205,13 +205,13 @@ def test_errors_are_those_of_the_client() -> None:
     client.close()
 
 
-def test_every_call_of_the_client_is_here() -> None:
+def test_every_call_of_the_client_exists() -> None:
     def names(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
     missing = names(pyderp.Client) - names(blocking.Client)
-    # Streams and events belong to an event loop; a generation is a number to be asked for;
-    # frames that are ready are a relay's.
+    # Streams and events belong to an event loop; the generation is a separate attribute;
+    # packed frames are for relays only.
     assert missing == {
         "aclose", "forward_frames", "over_stream", "recv_with_generation", "wait_closed",
     }  # fmt: skip
@@ -227,7 +227,7 @@ def test_every_call_of_the_client_is_here() -> None:
 
 
 def test_a_time_limit_loses_no_message(make: Make) -> None:
-    """Whatever the moment when the time is up, each packet is received, once and in order."""
+    """At whatever moment the limit passes, each packet is received, once and in order."""
     one, other = make(), make()
     count = 300
 
@@ -267,11 +267,11 @@ def test_a_receive_that_timed_out_leaves_the_client_usable(make: Make) -> None:
 
 
 class Interrupt(BaseException):
-    """What a signal handler raises, as Ctrl-C's does."""
+    """Raised by a signal handler, as KeyboardInterrupt is by that of Ctrl-C."""
 
 
 def interrupt_after(seconds: float, call: Callable[[], object]) -> None:
-    """Make a call in this thread that a signal must end."""
+    """Make a call in this thread that only a signal ends."""
 
     def handler(*_: object) -> None:
         raise Interrupt
@@ -320,7 +320,7 @@ def test_a_message_that_came_with_ctrl_c_is_the_next_one(
     def interrupted(call: thread.Call[object]) -> None:
         wait(call)
         monkeypatch.undo()
-        raise Interrupt  # the result is there already
+        raise Interrupt  # the result exists already
 
     monkeypatch.setattr(thread.Call, "wait", interrupted)
     with pytest.raises(Interrupt):
@@ -328,7 +328,7 @@ def test_a_message_that_came_with_ctrl_c_is_the_next_one(
     assert packet(other) == b"first"
 
 
-def test_ctrl_c_before_a_call_has_begun_is_no_hang(
+def test_ctrl_c_before_a_call_has_begun_does_not_hang(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = make()
@@ -364,7 +364,7 @@ with blocking.Client.for_url(sys.argv[1]) as client:
 # Threads and loops
 
 
-def test_it_works_where_a_loop_runs(relay: RelayThread) -> None:
+def test_a_client_works_beside_a_running_loop(relay: RelayThread) -> None:
     async def main() -> None:
         with (
             blocking.Client.for_url(relay.url, config=DIRECT) as one,
@@ -405,7 +405,7 @@ def test_closing_ends_a_receive_in_another_thread(make: Make) -> None:
             receiving.result(BOUND)
 
 
-def test_a_call_from_its_own_loop_is_refused(relay: RelayThread) -> None:
+def test_a_call_from_the_clients_own_loop_is_refused(relay: RelayThread) -> None:
     clients: list[blocking.Client] = []
 
     async def dialer(host: str, port: int) -> Stream:
@@ -424,7 +424,7 @@ def test_a_call_from_its_own_loop_is_refused(relay: RelayThread) -> None:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Called, it makes every call fail that waits for the background thread."""
+    """Once called, every call fails that waits for the background thread."""
 
     def forbid() -> None:
         def refused(*_: object) -> None:
@@ -442,7 +442,7 @@ def test_a_connected_client_sends_without_waiting(
     data = bytearray(b"first")
     no_waiting()
     one.send(other.self_public_key, data)  # type: ignore[arg-type]  # any bytes-like object does
-    data[:] = b"later"  # what is sent is what it was
+    data[:] = b"later"  # a later change of the buffer does not count
     one.sealed(other.self_public_key).send(b"second")
     monkeypatch.undo()
     assert packet(other) == b"first"
@@ -450,7 +450,7 @@ def test_a_connected_client_sends_without_waiting(
 
 
 def test_the_order_is_that_of_the_calls(make: Make) -> None:
-    """Of calls that wait and calls that do not."""
+    """Of calls that wait for the thread and calls that do not."""
     one, other = make(), make()
     key = other.self_public_key
     wanted = []
@@ -479,10 +479,10 @@ def test_wrong_use_is_refused_by_the_call_itself(make: Make) -> None:
         client.send(client.self_public_key, b"x")
 
 
-def held(monkeypatch: pytest.MonkeyPatch, one: blocking.Client) -> list[Callable[[], None]]:
-    """Hold back what the loop is told to flush; returns where that goes."""
+def hold_flushes(monkeypatch: pytest.MonkeyPatch, one: blocking.Client) -> list[Callable[[], None]]:
+    """Hold back flushes of the loop; returns the list of held ones."""
     loop = thread.shared.get().loop
-    told: list[Callable[[], None]] = []
+    held: list[Callable[[], None]] = []
     schedule = loop.call_soon_threadsafe
 
     def flush() -> None:
@@ -490,21 +490,21 @@ def held(monkeypatch: pytest.MonkeyPatch, one: blocking.Client) -> list[Callable
 
     def hold(callback: Callable[..., object], *args: object) -> None:
         if callback == one._outbox.flush:
-            told.append(flush)
+            held.append(flush)
         else:
             schedule(callback, *args)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", hold)
-    return told
+    return held
 
 
 @pytest.mark.parametrize("receives", [False, True])
-def test_the_next_call_says_that_the_connection_had_ended(
+def test_the_next_call_raises_that_the_connection_had_ended(
     make: Make, relay: RelayThread, monkeypatch: pytest.MonkeyPatch, receives: bool
 ) -> None:
-    """Once, also if a receiver was told before, or after."""
+    """Once, also if a receiver got the error before, or after."""
     one, other = make(), make()
-    told = held(monkeypatch, one)
+    held = hold_flushes(monkeypatch, one)
     one.send(other.self_public_key, b"lost")
     relay.cut(client=one.self_public_key)
     if receives:
@@ -514,7 +514,7 @@ def test_the_next_call_says_that_the_connection_had_ended(
         relay.wait_for_clients(1)
         while one.connected:
             pass
-    (flush,) = told
+    (flush,) = held
     flush()
     monkeypatch.undo()
     with pytest.raises(ConnectionClosed, match="the next call connects again"):
@@ -524,24 +524,24 @@ def test_the_next_call_says_that_the_connection_had_ended(
     assert one.generation == 2
 
 
-def test_what_was_queued_goes_by_the_connection_that_there_is(
+def test_queued_packets_leave_by_the_present_connection(
     make: Make, relay: RelayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = make(), make()
-    told = held(monkeypatch, one)
+    held = hold_flushes(monkeypatch, one)
     one.send(other.self_public_key, b"queued")
     relay.cut(client=one.self_public_key)
     with pytest.raises(ConnectionClosed):
         one.recv(BOUND)
     assert isinstance(one.recv(BOUND), ServerInfo)
-    told[0]()
+    held[0]()
     assert packet(other) == b"queued"
 
 
-def test_what_waits_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the loop does not come to it, no more than about 64 KiB are taken."""
+def test_queued_bytes_are_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the loop flushes them, about 64 KiB are taken at most."""
     one, other = make(), make()
-    held(monkeypatch, one)
+    hold_flushes(monkeypatch, one)
     taken = 0
     loop = thread.shared.get().loop
     while one._outbox.take(loop, other.self_public_key, bytes(1000)):
@@ -590,14 +590,14 @@ def test_threads_that_send_side_by_side_lose_nothing(make: Make) -> None:
         assert [data for data in found if data[0] == n] == [bytes([n, k]) for k in range(200)]
 
 
-def test_time_limits_say_what_was_waited_for(make: Make) -> None:
+def test_an_error_of_a_time_limit_names_the_call(make: Make) -> None:
     client = make()
     for call in (client.recv, client.receive_many):
         with pytest.raises(TimeoutError, match=r"^no message within 0\.01 s$"):
             call(0.01)
 
 
-# Its end
+# Ends
 
 
 def test_an_unclosed_client_is_reported_and_closed(relay: RelayThread) -> None:
@@ -674,7 +674,7 @@ unused.close()
 LINUX_ONLY = ("fcntl", "termios", "resource", "pwd", "grp", "uvloop")
 
 
-def test_it_needs_nothing_that_only_linux_has(relay: RelayThread) -> None:
+def test_only_portable_functions_are_needed(relay: RelayThread) -> None:
     code = f"""
 import sys
 for name in {LINUX_ONLY}:

@@ -1,4 +1,4 @@
-"""CHANGELOG.md is made from fragments, and a fragment that is none is refused."""
+"""CHANGELOG.md is made from fragments, and a malformed fragment is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_no_fragment_here_is_malformed() -> None:
     assert list(changelog.problems(changelog.fragments())) == []
 
 
-def test_entries_stand_by_part_and_kind_with_links_from_the_root(repository: Path) -> None:
+def test_entries_are_sorted_by_part_and_kind_with_links_from_the_root(repository: Path) -> None:
     add(repository, "relay/a.fix.md", "Two\nlines: [page](../../docs/a.md).\n\nTwo paragraphs.\n")
     add(repository, "relay/b.break.md", "Give `--b`.\n")
     add(repository, "c.doc.md", "A [page](../docs/c.md).\n")
@@ -80,7 +80,7 @@ def test_released_versions_are_kept() -> None:
 
 
 def test_the_file_here_has_its_marks() -> None:
-    """Those that the script looks for, and `towncrier build` at a release."""
+    """Those that the script and, at a release, `towncrier build` look for."""
     text = changelog.CHANGELOG.read_text()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]
     assert text.count("<!-- next -->\n") == 1

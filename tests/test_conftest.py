@@ -1,4 +1,4 @@
-"""What the tests share does what it promises."""
+"""Hooks and fixtures of `conftest.py` work as documented."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_after():
 def test_a_loop_that_does_not_close_is_a_failure_with_its_stack(
     tmp_path: Path, workers: int
 ) -> None:
-    """With workers, that of its test alone; without, the run is over."""
+    """With workers, of this test only; without, the run ends."""
     file = tmp_path / "test_hanging.py"
     file.write_text(HANGING)
     command = [sys.executable, "-m", "pytest", "-c", f"{ROOT}/pyproject.toml"]
@@ -74,5 +74,5 @@ def test_a_loop_that_does_not_close_is_a_failure_with_its_stack(
     assert re.search(r'test_hanging\.py", line \d+ in close', done.stderr)
     if workers:
         assert "crashed while running" in done.stdout
-        # Its body had passed.
+        # The body of the test had passed.
         assert "1 failed, 3 passed" in done.stdout

@@ -40,7 +40,7 @@ def test_a_fresh_environment_runs_what_is_installed(
 
 @pytest.mark.slow
 def test_an_environment_without_the_package_does_not_pass(tmp_path: Path) -> None:
-    """The libraries that it borrows stand beside an editable pyderp, which must not be found."""
+    """The libraries that it borrows are beside an editable pyderp, which must not be found."""
     python = check_dist.fresh(tmp_path)
     with pytest.raises(subprocess.CalledProcessError) as caught:
         check_dist.check(python)
@@ -68,11 +68,11 @@ def test_the_sdist_has_every_file_of_the_repository(packages: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert wanted - names == set()
-    # And nothing else, but for what is not committed yet.
+    # And no other file, except those that are not committed yet.
     assert not [n for n in names if n.startswith((".venv", ".peers", "build/", "dist/"))]
 
 
-def test_what_the_project_s_settings_name_exists() -> None:
+def test_files_named_in_the_project_settings_exist() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = settings["project"]
     include = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
@@ -81,8 +81,8 @@ def test_what_the_project_s_settings_name_exists() -> None:
         assert list(ROOT.glob(pattern)), pattern
 
 
-def test_one_version() -> None:
-    """`pyproject.toml` has none of its own, and the page that shows one shows this."""
+def test_the_version_is_in_one_place() -> None:
+    """`pyproject.toml` has none of its own, and the page that shows a version shows this one."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["project"]["dynamic"] == ["version"]
     assert settings["tool"]["hatch"]["version"]["path"] == "src/pyderp/__init__.py"

@@ -84,7 +84,7 @@ async def converse(program: Path, url: str) -> tuple[str, str, str]:
 
 
 def test_the_two_programs_of_the_tutorial_talk(talk: Path) -> None:
-    """What the tutorial shows is what happens."""
+    """The output is the one that the tutorial shows."""
 
     async def scenario() -> None:
         async with pyderp.Relay() as relay:
@@ -96,7 +96,7 @@ def test_the_two_programs_of_the_tutorial_talk(talk: Path) -> None:
     asyncio.run(scenario())
 
 
-async def annoy(relay: pyderp.Relay, victim: pyderp.NodePublic) -> None:
+async def send_junk(relay: pyderp.Relay, victim: pyderp.NodePublic) -> None:
     """Send what any client can: packets that are not sealed, no text, or of the largest size."""
     async with pyderp.Client.for_url(relay.url) as client:
         sealed = client.sealed(victim)
@@ -106,14 +106,14 @@ async def annoy(relay: pyderp.Relay, victim: pyderp.NodePublic) -> None:
 
 
 def test_the_answering_program_of_the_tutorial_survives_any_packet(talk: Path) -> None:
-    """It goes on to answer."""
+    """It continues to answer."""
 
     async def scenario() -> None:
         async with pyderp.Relay() as relay, pyderp.Client.for_url(relay.url) as friend:
             listener = await start(talk, relay.url)
             try:
                 key = pyderp.NodePublic.parse((await line_of(listener)).removeprefix("I am "))
-                await annoy(relay, key)
+                await send_junk(relay, key)
                 await friend.sealed(key).send(b"hello")
                 async with asyncio.timeout(20):
                     async for message in friend:
@@ -240,7 +240,7 @@ def test_the_test_around_a_program_passes(talk: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_client_of_the_readme_talks(capsys: pytest.CaptureFixture[str]) -> None:
-    """It prints what was sent."""
+    """It prints the packet."""
     names = run_block("readme-client")
 
     async def scenario() -> None:
@@ -253,7 +253,7 @@ def test_the_client_of_the_readme_talks(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("name", sorted(BLOCKS.keys() - WITH_A_PROGRAM))
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples marked as tests run, and so do the tests in them; in a folder of their own."""
+    """Examples marked as tests run, and so do the tests in them, in their own folder."""
     monkeypatch.chdir(tmp_path)
     run_block(name)
 
@@ -275,7 +275,7 @@ def test_the_commands_of_the_start_page_succeed(tmp_path: Path) -> None:
 
 
 def test_documentation_is_right() -> None:
-    """No check finds anything."""
+    """No check finds a problem."""
     assert check_docs.problems() == []
 
 
@@ -305,16 +305,15 @@ def test_documentation_is_right() -> None:
         ),
     ],
 )
-def test_faults_are_found(tmp_path: Path, page: str, problem: str) -> None:
-    """Each check finds what it is for."""
+def test_each_check_finds_its_problem(tmp_path: Path, page: str, problem: str) -> None:
     (tmp_path / "page.md").write_text(f"# A page\n\n{page}\n")
     found = check_docs.problems(tmp_path)
     assert len(found) == 1
     assert problem in found[0]
 
 
-def test_what_is_right_is_not_reported(tmp_path: Path) -> None:
-    """Links, anchors, commands and blocks that are in order pass."""
+def test_correct_documentation_has_no_findings(tmp_path: Path) -> None:
+    """Correct links, anchors, commands and blocks pass."""
     (tmp_path / "a.md").write_text(
         "# One `thing`, [here](b.md)\n\n# Same\n\n# Same\n\n[b](b.md), [self](#one-thing-here), "
         "[second](#same-1), [web](https://example.com/x), `[no](link.md)`, `src/pyderp relay`,\n"
@@ -328,7 +327,7 @@ def test_what_is_right_is_not_reported(tmp_path: Path) -> None:
 
 
 def test_counters_must_be_explained(tmp_path: Path) -> None:
-    """The page of counters must have each of them, and none that does not exist."""
+    """The page of counters must have each counter, and no other."""
     (tmp_path / "log-and-counters.md").write_text("| `accepts` | x |\n| `nonsense` | x |\n")
     found = check_docs.problems(tmp_path)
     assert any("counter nonsense: no such" in line for line in found)
@@ -336,8 +335,8 @@ def test_counters_must_be_explained(tmp_path: Path) -> None:
     assert not any("counter accepts:" in line for line in found)
 
 
-def test_write_makes_tables_anew(tmp_path: Path) -> None:
-    """Old tables are replaced, and then nothing is left to do."""
+def test_write_renews_tables(tmp_path: Path) -> None:
+    """Old tables are replaced, and then no change is left to make."""
     page = tmp_path / "page.md"
     page.write_text("<!-- generated: frames -->\nold\n<!-- end -->\nrest\n")
     assert check_docs.write_tables(tmp_path) == [page]
@@ -360,8 +359,8 @@ def test_the_command_names_the_mistake(
 # Claims
 
 
-def test_frames_are_from_those_that_send_them() -> None:
-    """What the other side skips as unknown is not its frame."""
+def test_frames_are_listed_for_their_senders() -> None:
+    """A frame that the other side only skips is not listed for it."""
     rows = [row.split(" | ") for row in check_docs.frame_types().splitlines()]
     senders = {row[1]: row[2] for row in rows}
     from_relays = "ServerKey ServerInfo RecvPacket KeepAlive PeerGone PeerPresent Pong Health"

@@ -1,4 +1,4 @@
-"""The public names, and the tree of errors as it is documented."""
+"""The public names, and the documented tree of errors."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ PUBLIC = {
     "pyderp.wire.frames": ["PeerGoneReason", "PeerPresentFlags"],
     "pyderp.wire.messages": [name for name in messages.__all__ if name != "Skipped"],
 }
-"""Module → its names that are public at the top."""
+"""Public names of the top level, by module."""
 
 EXCEPTIONS = [name for name in errors.__all__ if name != "FailureReason"]
 
 
 def test_top_level_names_are_those_of_the_modules_below() -> None:
-    """All errors, settings, messages and maps, and the classes one works with."""
+    """All errors, settings, messages and maps, and the main classes."""
     union = [name for names in PUBLIC.values() for name in names]
     assert vars(pyderp)["__all__"] == sorted(union)
 
 
 def test_type_checkers_know_the_same_names() -> None:
-    """The imports for them are the other list of names."""
+    """The imports for type checkers are the other list of names."""
     for package in (pyderp, pyderp.testing):
         assert package.__file__ is not None
         text = Path(package.__file__).read_text()
@@ -66,7 +66,7 @@ def test_top_level_names_are_the_same_objects_as_below() -> None:
 
 def test_unknown_names_are_refused_as_usual() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        getattr(pyderp, "nothing")  # noqa: B009 (the type checker knows, too)
+        getattr(pyderp, "nothing")  # noqa: B009 (the type checker knows it as well)
 
 
 def test_names_of_wire_are_those_of_its_modules() -> None:
@@ -84,7 +84,7 @@ def test_the_version_is_named() -> None:
 @pytest.mark.parametrize(
     "name", ["pyderp", "pyderp.errors", "pyderp.keys", "pyderp.wire", *WIRE_MODULES]
 )
-def test_no_module_names_a_thing_twice_or_one_it_lacks(name: str) -> None:
+def test_no_module_lists_a_name_twice_or_a_missing_one(name: str) -> None:
     module = importlib.import_module(name)
     names = module.__all__
     assert len(names) == len(set(names))
@@ -119,7 +119,7 @@ def test_docstring_draws_the_tree_of_errors() -> None:
     assert parents == real
 
 
-def test_every_error_has_a_sentence_of_its_own() -> None:
+def test_every_error_has_its_own_docstring() -> None:
     docs = [getattr(errors, name).__doc__ for name in EXCEPTIONS]
     assert all(docs)
     assert len(set(docs)) == len(docs)
@@ -135,7 +135,7 @@ def test_a_remote_error_names_the_frame_type() -> None:
 
 
 def every_error() -> list[type[errors.DerpError]]:
-    """Those of all modules, also those that are not public."""
+    """Those of all modules, also private ones."""
     for module in pkgutil.walk_packages(pyderp.__path__, "pyderp."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -163,7 +163,7 @@ SAMPLES: dict[type[errors.DerpError], errors.DerpError] = {
 
 
 def plain(error: BaseException) -> object:
-    """All that an error says, to compare."""
+    """All attributes of an error, to compare."""
     values = {
         name: [plain(each) for each in value] if name == "attempts" else value
         for name, value in vars(error).items()

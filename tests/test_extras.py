@@ -1,4 +1,4 @@
-"""What works without the extras of the package, and how the rest says which one it lacks."""
+"""What works without the extras of the package, and the error when an extra is missing."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def project() -> dict[str, Any]:
     return metadata
 
 
-def test_the_tests_here_block_all_that_a_bare_install_lacks() -> None:
+def test_the_tests_block_all_packages_that_a_bare_install_lacks() -> None:
     wanted = [re.split(r"[<>=!~;\[ ]", text)[0] for text in project()["dependencies"]]
     assert sorted(wanted) == sorted(BASE)
 
 
 def test_the_extra_relay_is_enough_for_the_relay_s_command() -> None:
-    """And `requirements.txt`, which is for it, pins all of it and nothing for other extras."""
+    """And `requirements.txt`, which is for it, pins all its packages and none for other extras."""
     extras = project()["optional-dependencies"]
     assert "pyderp[cli]" in extras["relay"]
     listed = [*project()["dependencies"], *extras["cli"], *extras["relay"][1:]]
@@ -63,7 +63,7 @@ def test_the_extra_relay_is_enough_for_the_relay_s_command() -> None:
     assert not pinned & {"msgspec", "anyio", "matplotlib"}
 
 
-# What works without
+# Without extras
 
 CLIENTS = """
 from pyderp import Client, ClientConfig, NetworkSettings, NodePrivate, SealedPeer, is_transient
@@ -146,7 +146,7 @@ def test_the_pytest_plugin_needs_no_extra_and_names_the_one_that_a_relay_lacks(
         (["derper", "-dev"], "relay"),
     ],
 )
-def test_the_command_without_its_extra_says_in_a_line_what_to_install(
+def test_the_command_without_its_extra_prints_one_line_with_the_remedy(
     words: list[str], extra: str
 ) -> None:
     done = only_base("pyderp", *words)
@@ -178,7 +178,7 @@ def test_the_command_without_its_extra_says_in_a_line_what_to_install(
 def test_a_relay_s_command_names_the_extra_that_its_settings_need(
     tmp_path: Path, flags: list[str], text: str, check: list[str]
 ) -> None:
-    """With the command's own extra alone."""
+    """With the command's own extra only."""
     beside = "typer,rich,click,annotated_doc,shellingham,typing_extensions,pydantic"
     key = tmp_path / "relay.key"
     done = only_base(
@@ -202,7 +202,7 @@ def test_the_error_names_the_extra_for_programs() -> None:
     assert isinstance(caught.value, ConfigError)
 
 
-def test_a_module_of_ours_that_is_missing_is_no_extra() -> None:
+def test_a_missing_module_of_pyderp_is_no_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError), needs("relay", "questions"):
         raise ModuleNotFoundError("no", name="pyderp.nothing")
 

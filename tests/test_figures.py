@@ -19,7 +19,7 @@ DOCS = REPOSITORY / "docs"
 SMALL = f"{context.SMALL_READ // 1024} KiB"
 READ = f"{defaults.RECEIVE_BUFFER // 1024} KiB"
 SMOOTH_FROM = f"{defaults.RECEIVE_BUFFER / limits._SMOOTH / 1e6:.1f} MB/s"
-"""From this limit on a client is read from in large pieces."""
+"""From this limit on the relay reads a client in large pieces."""
 LINES = f"{context._LOGGED_AT_ONCE}"
 RATE = f"{1 / context._LOG_INTERVAL:g}"
 QUEUE = f"{defaults.SEND_QUEUE_BYTES // 1024} KiB"
@@ -70,12 +70,12 @@ FIGURES = [
 @pytest.mark.parametrize(
     ("page", "text"), FIGURES, ids=[f"{page}: {text[:40]}" for page, text in FIGURES]
 )
-def test_a_figure_of_the_code_stands_in_the_page(page: str, text: str) -> None:
+def test_a_figure_of_the_code_is_in_the_page(page: str, text: str) -> None:
     assert " ".join(text.split()) in " ".join((DOCS / page).read_text().split())
 
 
 def test_the_exit_statuses_of_send_are_those_of_its_help() -> None:
-    """The page and `pyderp send --help` know the same ones."""
+    """The page and `pyderp send --help` have the same ones."""
     help_text = EPILOG.partition("**Exit status**: ")[2].partition(". In every")[0]
     known = set(re.findall(r"(?:^|[;,]\s+)(\d+)\s", help_text))
     assert known == {"0", "1", "2", str(EXIT_PEER_GONE), str(EXIT_LOGIN_REFUSED), "130", "143"}
@@ -87,7 +87,7 @@ def test_the_exit_statuses_of_send_are_those_of_its_help() -> None:
     assert set(re.findall(r"[Ee]xit status (\d+)", section)) <= known
 
 
-def test_the_pages_say_how_to_install_what_they_call() -> None:
+def test_the_pages_have_the_commands_to_install_what_they_call() -> None:
     """`pyderp` is found where the units look, and a virtual environment can be made on Debian."""
     text = (DOCS / "howto" / "install.md").read_text()
     made, linked = (
@@ -105,7 +105,7 @@ def test_the_pages_say_how_to_install_what_they_call() -> None:
 
 
 def test_a_ping_of_a_self_signed_relay_has_its_pin() -> None:
-    """In every page: without one the certificate is refused."""
+    """In every page: without a pin the certificate is refused."""
     pages: list[Path] = [*DOCS.rglob("*.md"), REPOSITORY / "README.md"]
     found = 0
     for page in pages:
@@ -116,8 +116,8 @@ def test_a_ping_of_a_self_signed_relay_has_its_pin() -> None:
     assert found >= 2
 
 
-def test_what_pipx_and_uvx_install_has_the_command() -> None:
-    """The libraries of the command line are in what the page installs, by whatever extra."""
+def test_installs_by_pipx_and_uvx_have_the_command() -> None:
+    """The page's extras contain the libraries of the command line."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     needs_extra = not any(each.startswith("typer") for each in project["dependencies"])
     source = "'.[cli]'" if needs_extra else "."

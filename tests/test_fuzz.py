@@ -1,4 +1,4 @@
-"""Fuzzing in brief: the seeds, and fixed mutations of them, through each target of `fuzz/`."""
+"""A short fuzzing run: the seeds, and fixed mutations of them, through each target of `fuzz/`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def played(name: str, inputs: Iterator[tuple[str, bytes]]) -> int:
-    """Play inputs; a failure says which one, so that it can be made a seed."""
+    """Play inputs; a failure names the input, so that it can be made a seed."""
     target = load(name)
     count = 0
     for label, data in inputs:
@@ -55,7 +55,7 @@ def played(name: str, inputs: Iterator[tuple[str, bytes]]) -> int:
 
 class TestCorpus:
     def test_is_what_make_corpus_makes(self, name: str) -> None:
-        """Seeds are made by a program, not by hand."""
+        """A program makes the seeds."""
         committed = {path.name: path.read_bytes() for path in seeds(name)}
         assert committed == make_corpus.make()[name]
 
@@ -68,12 +68,12 @@ class TestCorpus:
 
 class TestTargets:
     def test_seeds(self, name: str) -> None:
-        """Nothing is wrong with any seed, which are also the regression tests of old findings."""
+        """No seed fails; these are also the regression tests of old findings."""
         paths = seeds(name)
         assert played(name, ((path.name, path.read_bytes()) for path in paths)) == len(paths)
 
     def test_mutations_of_seeds(self, name: str) -> None:
-        """Nor with what a small mutator makes of them, the same each time."""
+        """No mutation of a seed fails; they are the same each time."""
         target = load(name)
         inputs = mutations(
             [path.read_bytes() for path in seeds(name)],
@@ -85,7 +85,7 @@ class TestTargets:
         assert played(name, labelled) == MUTATIONS[name]
 
     def test_hostile_bytes_without_structure(self, name: str) -> None:
-        """Nor with the empty input, single bytes, or long runs of one byte."""
+        """Neither the empty input, nor single bytes, nor long runs of one byte fail."""
         single = [bytes((n,)) for n in range(256)]
         runs = [bytes((n,)) * 3000 for n in (0x00, 0x01, 0x20, 0x2F, 0x7F, 0x80, 0xFF)]
         inputs = [b"", *single, *runs]
@@ -96,7 +96,7 @@ class TestTargets:
         importlib.util.find_spec("atheris") is None, reason="atheris is not installed"
     )
     def test_two_seconds_of_atheris(self, name: str) -> None:
-        """`fuzz/run.py` works, finds nothing in two seconds, and leaves the corpus alone."""
+        """`fuzz/run.py` works, finds nothing in two seconds, and does not change the corpus."""
         before = {path: path.read_bytes() for path in seeds(name)}
         command = [sys.executable, "fuzz/run.py", "--seconds", "2", "--target", name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -107,7 +107,8 @@ class TestTargets:
 
 class TestMutator:
     def test_the_result_is_the_same_each_time(self) -> None:
-        """A failure in one run is a failure in the next; and it is not the same input always."""
+        """A failure in one run is a failure in the next; different inputs have different
+        results."""
         made = [list(mutations([b"seed", b""], [b"token"], count=500, seed="s")) for _ in range(2)]
         assert made[0] == made[1]
         assert len(set(made[0])) > 250

@@ -1,4 +1,4 @@
-"""The package as users get it: built, installed elsewhere, and run from there."""
+"""The package as users install it: built, installed elsewhere, and run from there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pinned(name: str) -> set[str]:
     return set(re.findall(r"^([\w.-]+)==", (ROOT / name).read_text(), re.MULTILINE))
 
 
-def test_what_builds_the_package_is_not_needed_to_run_it() -> None:
+def test_build_tools_are_not_needed_to_run() -> None:
     build = pinned("requirements-build.txt")
     assert {"hatchling", "editables"} <= build
     assert not build & pinned("requirements.txt")

@@ -1,4 +1,4 @@
-"""Keys: their texts, their boxes, and what is refused without being repeated."""
+"""Keys: their texts and boxes, and errors that do not repeat secrets."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BAD_TEXTS = [
 ]
 
 
-def everything_told(error: BaseException) -> str:
-    """What a log would show of an error, its causes included."""
+def all_text_of(error: BaseException) -> str:
+    """The text that a log would show of an error, with its causes."""
     return "".join(traceback.format_exception_only(error)) + repr(error.args)
 
 
@@ -86,7 +86,7 @@ def test_hex_is_read_in_any_case_and_written_in_lower_case() -> None:
 
 
 @pytest.mark.parametrize(("digits", "error"), BAD_TEXTS)
-def test_bad_digits_are_refused_with_the_words_of_go(digits: str, error: str) -> None:
+def test_bad_digits_are_refused_with_the_text_of_go(digits: str, error: str) -> None:
     for parse, text in (
         (NodePublic.parse, f"nodekey:{digits}"),
         (NodePublic.parse_untyped, digits),
@@ -133,7 +133,7 @@ def test_parse_errors_never_repeat_the_input(text: str) -> None:
         for variant in (text, text.replace("nodekey:", "privkey:"), text.removeprefix("nodekey:")):
             with pytest.raises(InvalidKey) as caught:
                 parse(variant)
-            assert "SECRET" not in everything_told(caught.value)
+            assert "SECRET" not in all_text_of(caught.value)
 
 
 def test_invalid_key_is_a_value_error() -> None:
@@ -141,7 +141,7 @@ def test_invalid_key_is_a_value_error() -> None:
         NodePublic.parse("")
 
 
-def test_binary_form() -> None:
+def test_the_binary_form_is_read_and_written() -> None:
     binary = v.CLIENT.public.to_binary()
     assert binary.hex() == "6e7007a37cbc142093c8b755dc1b10e86cb426374ad16aa853ed0bdfc0b2b86d1c7c"
     assert NodePublic.from_binary(binary) == v.CLIENT.public
@@ -157,13 +157,13 @@ def test_malformed_binary_form_is_refused(cut: slice) -> None:
         NodePublic.from_binary(b"dp" + v.CLIENT.public.raw)
 
 
-def test_short_form() -> None:
+def test_the_short_form_has_five_characters() -> None:
     assert v.CLIENT.public.short() == "[B6N8v]"
     assert v.SERVER.public.short() == "[ZLEBs]"
     assert v.ZERO_KEY.short() == ""
 
 
-def test_zero_key_is_known_as_such() -> None:
+def test_the_zero_key_is_recognised() -> None:
     assert v.ZERO_KEY.is_zero()
     assert not v.LOW_ORDER_KEY.is_zero()
     assert str(v.ZERO_KEY) == "nodekey:" + "0" * 64
@@ -218,7 +218,7 @@ def test_shared_key_is_the_same_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize("peer", [v.ZERO_KEY, v.LOW_ORDER_KEY])
-def test_no_box_with_a_key_of_low_order(peer: NodePublic) -> None:
+def test_a_key_of_low_order_makes_no_box(peer: NodePublic) -> None:
     with pytest.raises(BadBox, match="no secret can be shared with key nodekey:0"):
         v.CLIENT.shared_key(peer)
     with pytest.raises(BadBox):
@@ -255,7 +255,7 @@ def test_changed_cut_or_foreign_box_does_not_open() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 23, 25])
-def test_nonce_of_another_size_is_the_callers_mistake(size: int) -> None:
+def test_a_nonce_of_another_size_is_a_value_error(size: int) -> None:
     with pytest.raises(LocalProtocolError, match=f"a nonce is 24 bytes, got {size}"):
         seal(v.SHARED_KEY, b"", nonce=bytes(size))
 
@@ -313,6 +313,6 @@ def test_a_path_to_load_from_may_begin_with_the_home_folder(
 
 
 @pytest.mark.parametrize("create", [False, True])
-def test_a_path_to_load_from_with_a_nul(create: bool) -> None:
+def test_a_path_to_load_from_with_a_nul_is_refused(create: bool) -> None:
     with pytest.raises(ConfigError, match=r"key file .*: a path cannot contain NUL"):
         NodePrivate.load("me\0.key", create=create)

@@ -1,4 +1,4 @@
-"""The helper that finds what is left: it finds each kind, and nothing where all is gone."""
+"""The helper that finds leftovers finds each kind, and none where all are gone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cycle() -> None:
     error.args = (node,)
 
 
-def test_what_is_freed_by_itself_is_not_left() -> None:
+def test_an_object_that_is_freed_is_not_left() -> None:
     with none_left_now():
         error: ConnectionClosed | None = ConnectionClosed("over", generation=1)
         del error
@@ -59,11 +59,11 @@ def test_a_cycle_is_left_and_shown() -> None:
         assert left.objects["pyderp.errors.ConnectionClosed"] == 1
         assert left.cycles["tests.test_leftovers._Node"] == 1
         assert any("pyderp.errors.ConnectionClosed → " in chain for chain in left.chains)
-        assert not snapshot.left()  # looking freed it
+        assert not snapshot.left()  # the search freed it
     assert gc.isenabled()
 
 
-def test_a_cycle_without_an_object_of_ours_is_left() -> None:
+def test_a_cycle_without_an_object_of_pyderp_is_left() -> None:
     def of_a_list() -> None:
         with none_left_now():
             items: list[object] = []
@@ -75,7 +75,7 @@ def test_a_cycle_without_an_object_of_ours_is_left() -> None:
 
 
 def test_a_cycle_that_a_finalizer_breaks_is_left() -> None:
-    """The collector closes a generator before it looks what is garbage; the rest is gone then."""
+    """The collector closes a generator before it looks for garbage; the rest is free then."""
 
     def numbers(held: list[object]) -> Iterator[int]:
         yield len(held)
@@ -103,7 +103,7 @@ def test_a_descriptor_is_left() -> None:
     os.close(read)
 
 
-async def test_what_a_loop_holds_is_left() -> None:
+async def test_tasks_and_timers_of_a_loop_are_left() -> None:
     snapshot = Snapshot()
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(asyncio.sleep(100))
@@ -135,7 +135,7 @@ async def test_a_transport_is_left_until_it_is_closed() -> None:
 
 async def test_an_exception_that_was_not_retrieved_is_left() -> None:
     async def fail() -> None:
-        raise ValueError("nobody looks")
+        raise ValueError("not retrieved")
 
     async def forget() -> None:
         async with none_left():

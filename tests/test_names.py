@@ -19,7 +19,7 @@ def test_table_is_found() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_counterpart_exists(name: str) -> None:
-    """As an attribute, or as a field of a dataclass or a documented attribute of an error."""
+    """As an attribute, a field of a dataclass, or a documented attribute of an error."""
     found: object = importlib.import_module("pyderp")
     path = name.split(".")[1:]
     for position, part in enumerate(path):

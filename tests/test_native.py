@@ -1,4 +1,4 @@
-"""The optional native part: when it is used, and what is said if it cannot be."""
+"""The optional native part: when it is used, and the errors if it cannot be."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def _installed(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
     monkeypatch.setitem(sys.modules, "pyderp_fast", module)
 
 
-def test_off_does_not_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_does_not_import_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch, SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE))
     assert load(NativeUse.OFF) is None
 
 
-def test_auto_uses_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_an_installed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE)
     _installed(monkeypatch, module)
     assert load(NativeUse.AUTO) is load(NativeUse.ON) is module
@@ -44,7 +44,7 @@ HALF = "pyderp-fast has no Tls, TlsConfig, TlsError"
         (SimpleNamespace(API_VERSION=1, VERSION="7", walk=None), HALF),
     ],
 )
-def test_auto_does_without_and_on_refuses(
+def test_auto_runs_without_it_and_on_refuses(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     module: object,
@@ -60,7 +60,7 @@ def test_auto_does_without_and_on_refuses(
     assert str(caught.value) == f"native is on, but {problem}"
 
 
-def test_a_module_that_fails_is_no_native_part(
+def test_a_module_that_fails_to_import_is_no_native_part(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "pyderp_fast.py").write_text("raise RuntimeError('not for you')\n")
@@ -75,15 +75,15 @@ def test_a_module_that_fails_is_no_native_part(
     ("given", "use"), [(True, NativeUse.ON), (False, NativeUse.OFF), (NativeUse.ON, NativeUse.ON)]
 )
 def test_a_setting_may_be_a_bool(given: bool | NativeUse, use: NativeUse) -> None:
-    assert RelayConfig(native=given).native is use  # type: ignore[arg-type]  # a bool, as said
+    assert RelayConfig(native=given).native is use  # type: ignore[arg-type]  # a bool
 
 
 def test_another_type_is_refused() -> None:
     with pytest.raises(ConfigError, match="native is a str; want NativeUse"):
-        RelayConfig(native="auto")  # type: ignore[arg-type]  # what is tested
+        RelayConfig(native="auto")  # type: ignore[arg-type]  # the wrong type is the test
 
 
-async def test_a_relay_says_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_relay_logs_whether_it_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     walk = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE)
     _installed(monkeypatch, walk)
 
@@ -92,7 +92,7 @@ async def test_a_relay_says_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> Non
             assert relay.native_version == version
 
 
-async def test_a_relay_that_must_have_it_does_not_start_without(
+async def test_a_relay_that_requires_it_does_not_start_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _installed(monkeypatch, None)

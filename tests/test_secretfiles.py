@@ -1,4 +1,4 @@
-"""Key files: made once, whole, closed to others; their content is never shown."""
+"""Key files: made once, whole, readable by their owner only; errors do not show their content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECRET = v.CLIENT_PRIVATE_TEXT.removeprefix("privkey:")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where no key file is yet."""
+    """The path of a key file that does not exist yet."""
     return tmp_path / "relay.key"
 
 
@@ -40,7 +40,7 @@ def mode(path: Path) -> int:
 
 
 def refused(path: Path) -> str:
-    """The error text for a file that cannot be used; neither it nor its causes show a key."""
+    """The error text for an unusable file; neither it nor its causes show a key."""
     with pytest.raises(ConfigError) as caught:
         load_or_create_key(path)
     error: BaseException | None = caught.value
@@ -54,7 +54,7 @@ def refused(path: Path) -> str:
 # Making one
 
 
-def test_missing_file_is_made_in_the_form_of_derper(path: Path) -> None:
+def test_a_missing_file_is_made_in_the_form_of_derper(path: Path) -> None:
     key = load_or_create_key(path)
     assert path.read_text() == f'{{\n\t"PrivateKey": "{key.to_text()}"\n}}'
     assert mode(path) == 0o600
@@ -69,8 +69,8 @@ def test_missing_directories_are_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_folders_that_are_made_are_private(tmp_path: Path, umask: int) -> None:
-    """Each of them: whoever may write to one can put another in the place of the one below."""
+def test_new_folders_are_private(tmp_path: Path, umask: int) -> None:
+    """A user with write access to one could replace the folder below it."""
     before = os.umask(umask)
     try:
         load_or_create_key(tmp_path / "a" / "b" / "c" / "relay.key")
@@ -80,7 +80,7 @@ def test_folders_that_are_made_are_private(tmp_path: Path, umask: int) -> None:
         assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
 
 
-def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_folder_stays_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
     folder.chmod(0o750)
@@ -95,7 +95,7 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "warns"), [(0o777, True), (0o1777, False), (0o775, False), (0o700, False)]
 )
-def test_a_folder_where_others_can_replace_the_key_is_reported(
+def test_a_folder_where_other_users_can_replace_the_key_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warns: bool
 ) -> None:
     folder = tmp_path / "keys"
@@ -124,7 +124,7 @@ def test_any_other_line_break_is_refused_by_number(character: str, form: str) ->
 
 
 @given(st.text())
-def test_lines_are_those_that_any_editor_shows_or_none(text: str) -> None:
+def test_lines_are_those_that_any_editor_shows_or_the_text_is_refused(text: str) -> None:
     try:
         lines = [line for _, line in numbered_lines(text)]
     except ConfigError:
@@ -141,14 +141,14 @@ def test_mode_does_not_depend_on_the_umask(path: Path) -> None:
     assert mode(path) == 0o600
 
 
-def test_keys_made_are_new_each_time(tmp_path: Path) -> None:
+def test_new_keys_differ(tmp_path: Path) -> None:
     assert load_or_create_key(tmp_path / "a") != load_or_create_key(tmp_path / "b")
 
 
 # Reading one
 
 
-def test_existing_file_is_read_and_not_rewritten(path: Path) -> None:
+def test_an_existing_file_is_read_and_not_rewritten(path: Path) -> None:
     text = json.dumps({"PrivateKey": v.CLIENT_PRIVATE_TEXT, "Other": 1})
     path.write_text(text)
     path.chmod(0o400)
@@ -169,7 +169,7 @@ def test_hex_may_be_in_upper_case(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "warned"), [(0o600, False), (0o400, False), (0o640, True)])
-def test_file_that_others_may_read_is_warned_of(
+def test_a_file_that_other_users_may_read_is_warned_of(
     path: Path, bits: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_text(json.dumps({"PrivateKey": v.CLIENT_PRIVATE_TEXT}))
@@ -204,7 +204,7 @@ def test_file_that_others_may_read_is_warned_of(
         (f'{{"PrivateKey": "{v.CLIENT_PRIVATE_TEXT}"}}\xff'.encode("latin-1"), "it is not text"),
     ],
 )
-def test_unusable_file_is_refused_without_showing_it(
+def test_an_unusable_file_is_refused_without_showing_it(
     path: Path, content: bytes, error: str
 ) -> None:
     path.write_bytes(content)
@@ -212,17 +212,17 @@ def test_unusable_file_is_refused_without_showing_it(
     assert path.read_bytes() == content
 
 
-def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """A directory stands for it: to root every file is readable."""
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Here it is a directory, as root can read every file."""
     assert refused(tmp_path) == f"cannot read the key file {tmp_path}: Is a directory"
 
 
-def test_file_below_a_file_cannot_be_read(path: Path) -> None:
+def test_a_file_below_a_file_cannot_be_read(path: Path) -> None:
     path.write_text("")
     assert "Not a directory" in refused(path / "relay.key")
 
 
-def test_file_that_cannot_be_made_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_made_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -231,7 +231,7 @@ def test_file_that_cannot_be_made_is_refused(path: Path, monkeypatch: pytest.Mon
     assert list(path.parent.iterdir()) == []
 
 
-def test_dangling_link_is_refused_and_not_followed(path: Path, tmp_path: Path) -> None:
+def test_a_dangling_link_is_refused_and_not_followed(path: Path, tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "nowhere")
     assert "appears and disappears" in refused(path)
     assert not (tmp_path / "nowhere").exists()
@@ -250,10 +250,10 @@ def test_an_unknown_mode_is_not_warned_of(path: Path, monkeypatch: pytest.Monkey
 # Two at once
 
 
-def test_second_of_two_creators_takes_the_key_of_the_first(
+def test_the_second_of_two_creators_takes_the_key_of_the_first(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one wins after we saw no file, and before we make ours."""
+    """The other one makes the file after this one looked for it, and before it makes its own."""
     generate = NodePrivate.generate
     others: list[NodePrivate] = []
 
@@ -291,17 +291,17 @@ def test_many_creators_end_with_one_key(path: Path) -> None:
 # Writing
 
 
-def test_file_is_replaced_as_a_whole(path: Path) -> None:
+def test_a_file_is_replaced_as_a_whole(path: Path) -> None:
     path.write_bytes(b"old")
     old = path.open("rb")
     with old:
         assert write_atomically(path, b"new", mode=0o640)
-        assert old.read() == b"old"  # whoever reads it still has the old one
+        assert old.read() == b"old"  # a process that reads it still has the old one
     assert path.read_bytes() == b"new"
     assert mode(path) == 0o640
 
 
-def test_file_is_not_replaced_unless_that_is_wanted(path: Path) -> None:
+def test_a_file_is_replaced_on_request_only(path: Path) -> None:
     path.write_bytes(b"old")
     assert not write_atomically(path, b"new", mode=0o600, replace=False)
     assert path.read_bytes() == b"old"
@@ -309,7 +309,7 @@ def test_file_is_not_replaced_unless_that_is_wanted(path: Path) -> None:
 
 
 @pytest.mark.parametrize("replace", [True, False])
-def test_failed_write_leaves_nothing_behind(
+def test_a_failed_write_leaves_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
 ) -> None:
     path.write_bytes(b"old")
@@ -325,7 +325,7 @@ def test_failed_write_leaves_nothing_behind(
     assert [entry.name for entry in path.parent.iterdir()] == ["relay.key"]
 
 
-def test_file_is_on_disk_before_it_has_its_name(
+def test_a_file_is_on_disk_before_it_has_its_name(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First the content, at its final mode, then the name, then the directory."""
@@ -352,7 +352,7 @@ def test_file_is_on_disk_before_it_has_its_name(
 @pytest.mark.parametrize(
     "text", [v.MESH_KEY_TEXT, f"{v.MESH_KEY_TEXT}\n", f"  {v.MESH_KEY_TEXT.upper()}\r\n\n"]
 )
-def test_mesh_key_in_a_file(path: Path, text: str) -> None:
+def test_a_mesh_key_is_read_from_a_file(path: Path, text: str) -> None:
     path.write_text(text)
     assert read_mesh_key(path) == MeshKey.parse(v.MESH_KEY_TEXT)
 
@@ -385,7 +385,7 @@ def test_missing_mesh_key_file_is_refused_and_not_made(path: Path) -> None:
     assert not path.exists()
 
 
-# Files that are none
+# Paths that are no regular files
 
 
 def test_a_regular_file_is_read_up_to_its_limit(path: Path) -> None:
@@ -399,7 +399,7 @@ def test_a_regular_file_is_read_up_to_its_limit(path: Path) -> None:
     assert read_regular(link, 100) == b"x" * 100
 
 
-def test_what_is_no_file_is_refused_without_waiting(path: Path) -> None:
+def test_a_path_that_is_no_file_is_refused_without_waiting(path: Path) -> None:
     os.mkfifo(path, 0o600)
     for each in (path, Path("/dev/zero")):
         with pytest.raises(OSError, match="not a regular file") as caught:
@@ -418,8 +418,8 @@ def test_a_fifo_is_no_key_file(path: Path) -> None:
         read_mesh_key(path)
 
 
-def test_a_fifo_with_a_key_in_it_is_no_key_file_either(path: Path) -> None:
-    """As the shell's process substitution makes one."""
+def test_a_fifo_with_a_key_in_it_is_no_key_file(path: Path) -> None:
+    """The shell's process substitution makes one."""
     reader, writer = os.pipe()
     try:
         os.write(writer, v.MESH_KEY_TEXT.encode())
@@ -446,9 +446,9 @@ def test_a_stamp_distinguishes_versions_of_a_file(tmp_path: Path) -> None:
 
 
 class TestLoad:
-    """`NodePrivate.load`: a program's key, kept in a file."""
+    """`NodePrivate.load`: a program's key, saved in a file."""
 
-    def test_the_same_key_each_time(self, tmp_path: Path) -> None:
+    def test_the_key_is_the_same_each_time(self, tmp_path: Path) -> None:
         path = tmp_path / "folder" / "me.key"
         key = NodePrivate.load(path, create=True)
         assert NodePrivate.load(str(path)) == NodePrivate.load(path, create=True) == key
@@ -456,21 +456,21 @@ class TestLoad:
         assert load_or_create_key(path) == key
 
     @pytest.mark.parametrize("end", ["", "\n", " \r\n"])
-    def test_a_key_alone(self, tmp_path: Path, end: str) -> None:
+    def test_a_file_with_a_key_only_is_read(self, tmp_path: Path, end: str) -> None:
         key = NodePrivate.generate()
         path = tmp_path / "me.key"
         path.write_bytes((key.to_text() + end).encode())
         path.chmod(0o600)
         assert NodePrivate.load(path) == key
 
-    def test_a_missing_file_says_what_to_do(self, tmp_path: Path) -> None:
+    def test_the_error_of_a_missing_file_has_advice(self, tmp_path: Path) -> None:
         path = tmp_path / "me.key"
         with pytest.raises(ConfigError, match="does not exist; use create=True, or run: pyderp"):
             NodePrivate.load(path)
         assert not path.exists()
 
     @pytest.mark.parametrize("content", ["privkey:12", "12", "{}", "[]", '"x"', ""])
-    def test_no_key_is_refused_and_neither_shown_nor_replaced(
+    def test_a_file_without_a_key_is_refused_and_neither_shown_nor_replaced(
         self, tmp_path: Path, content: str
     ) -> None:
         path = tmp_path / "me.key"

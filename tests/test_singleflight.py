@@ -19,7 +19,7 @@ class Query:
 
 
 async def turns() -> None:
-    """Let everything run that can."""
+    """Let every task run that can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -85,7 +85,8 @@ def test_a_query_without_callers_is_cancelled_and_not_joined() -> None:
         only = asyncio.ensure_future(flight.get("a", query, name="test"))
         await turns()
         only.cancel()
-        # Asks right after the other left: the query has been cancelled, and has not ended yet.
+        # The next caller comes right after the other left: the query is cancelled, and has not
+        # ended yet.
         again = asyncio.ensure_future(flight.get("a", query, name="test"))
         with pytest.raises(asyncio.CancelledError):
             await only
@@ -113,7 +114,7 @@ def test_a_failing_query_fails_for_all_callers() -> None:
     asyncio.run(main())
 
 
-def test_after_renewing_newcomers_get_a_new_query() -> None:
+def test_after_renew_new_callers_get_a_new_query() -> None:
     async def main() -> None:
         flight: SingleFlight[str, int] = SingleFlight()
         query = Query()
@@ -146,7 +147,7 @@ def test_closing_ends_queries_and_returns_none_to_callers() -> None:
     asyncio.run(main())
 
 
-def test_work_that_is_kept_goes_on_without_callers_and_the_next_one_joins_it() -> None:
+def test_kept_work_goes_on_without_callers_and_the_next_one_joins_it() -> None:
     async def main() -> None:
         flight: SingleFlight[str, int] = SingleFlight(keep=True)
         query = Query()
@@ -166,19 +167,19 @@ def test_work_that_is_kept_goes_on_without_callers_and_the_next_one_joins_it() -
 
 
 @pytest.mark.parametrize("wait", [False, True])
-def test_the_last_caller_to_give_up_waits_for_the_end_if_asked_to(wait: bool) -> None:
+def test_the_last_cancelled_caller_waits_for_the_end_on_request(wait: bool) -> None:
     async def main() -> None:
         flight: SingleFlight[str, int] = SingleFlight(wait=wait)
         may_end = asyncio.Event()
 
-        async def reluctant() -> int:
+        async def slow_to_cancel() -> int:
             never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             try:
                 return await never
             finally:
                 await may_end.wait()
 
-        only = asyncio.ensure_future(flight.get("a", reluctant, name="test"))
+        only = asyncio.ensure_future(flight.get("a", slow_to_cancel, name="test"))
         await turns()
         only.cancel()
         await turns()

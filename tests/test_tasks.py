@@ -1,4 +1,4 @@
-"""Tasks that belong together: who ends whom, what is raised, and that nothing is left."""
+"""Groups of tasks: which errors end the others and are raised, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ async def test_cancelling_waits_for_all() -> None:
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
-    task.cancel()  # in the middle of the end
+    task.cancel()  # during the end
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert task.cancelled()
     assert all(work.cancelled() for work in works)
 
 
-async def test_what_fails_while_it_is_cancelled_is_dropped() -> None:
+async def test_an_error_of_a_cancelled_task_is_dropped() -> None:
     async def fails_at_the_end() -> None:
         try:
             await forever()
         finally:
-            raise ValueError("nobody looks")
+            raise ValueError("not retrieved")
 
     task = asyncio.create_task(fails_at_the_end())
     await asyncio.sleep(0)
@@ -94,7 +94,7 @@ async def is_cancelled() -> None:
 
 
 @pytest.mark.parametrize("end", [fails, is_cancelled])
-async def test_nothing_is_left(end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def test_nothing_is_left_of_a_group(end: Callable[[], Coroutine[Any, Any, None]]) -> None:
     await end()
     async with none_left():
         await end()
@@ -112,7 +112,7 @@ async def test_a_call_in_its_own_thread_returns_or_raises() -> None:
         await in_own_thread(fail_in_thread, name="own")
 
 
-async def test_a_call_that_is_cancelled_keeps_nothing_waiting() -> None:
+async def test_a_cancelled_call_does_not_wait_for_its_thread() -> None:
     release = threading.Event()
     waiting = asyncio.ensure_future(in_own_thread(release.wait, name="own"))
     await asyncio.sleep(0)
@@ -135,7 +135,7 @@ async def fails_in_a_thread() -> None:
 
     with contextlib.suppress(ValueError):
         await in_own_thread(fail_in_thread, name="failing")
-    join("failing")  # the caller goes on before the thread has let go of the error
+    join("failing")  # the caller continues before the thread has dropped the error
 
 
 async def is_cancelled_before_its_thread_ends() -> None:
@@ -168,8 +168,8 @@ async def test_a_thread_that_outlives_the_event_loop_ends_quietly() -> None:
 
 
 @pytest.mark.parametrize("call", ["connect", "send", "recv", "relay"])
-def test_without_asyncio_the_error_says_what_to_use(call: str) -> None:
-    """As under trio, which drives coroutines by itself."""
+def test_without_asyncio_the_error_has_the_remedy(call: str) -> None:
+    """As under trio, which runs coroutines itself."""
     client = Client.for_url("http://127.0.0.1:1/derp")
     relay = Relay(RelayConfig())
     work: Coroutine[Any, Any, object] = {

@@ -1,4 +1,4 @@
-"""Text of a peer stays in its line and does nothing to a terminal."""
+"""Text of a peer stays on one line and does not control a terminal."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_a_noun_has_the_form_of_its_number(number: int, words: tuple[str, ...], 
         ("\ud800\U000e0041", r"\ud800\U000e0041"),
     ],
 )
-def test_what_is_not_printable_is_escaped(text: str, shown: str) -> None:
+def test_characters_that_are_not_printable_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @given(st.text(st.characters()))
-def test_all_of_it_is_printable(text: str) -> None:
+def test_the_result_is_printable(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
@@ -62,19 +62,19 @@ def test_all_of_it_is_printable(text: str) -> None:
         ("1\n34", "1\\n34"),
     ],
 )
-def test_more_than_the_longest_is_cut(text: str, shown: str) -> None:
+def test_text_above_the_limit_is_cut(text: str, shown: str) -> None:
     assert printable(text, 5) == shown
 
 
 @given(st.text(st.characters(), min_size=1), st.integers(1, 20))
-def test_what_is_cut_is_no_longer_and_the_start_of_the_whole(text: str, longest: int) -> None:
+def test_a_cut_text_has_the_limit_and_is_a_start_of_the_whole(text: str, longest: int) -> None:
     whole, shown = printable(text), printable(text, longest)
     assert len(shown) == min(len(whole), longest)
     assert shown == whole or (shown[-1] == "…" and whole.startswith(shown[:-1]))
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "expected"),
     [
         ("illegal status line: bytearray(b'abc')", "illegal status line: 'abc'"),
         ('illegal header line: bytearray(b"a\'b")', 'illegal header line: "a\'b"'),
@@ -82,12 +82,12 @@ def test_what_is_cut_is_no_longer_and_the_start_of_the_whole(text: str, longest:
         ("too large", "too large"),
     ],
 )
-def test_bytes_that_h11_quotes_are_shown_without_their_type(said: str, told: str) -> None:
-    assert h11_words(ValueError(said)) == told
+def test_bytes_that_h11_quotes_are_shown_without_their_type(said: str, expected: str) -> None:
+    assert h11_words(ValueError(said)) == expected
 
 
 @pytest.mark.parametrize(
-    ("reason", "text", "told"),
+    ("reason", "text", "expected"),
     [
         ("BAD_RECORD_TYPE", "[SSL: X] x (_ssl.c:1)", "bad record type"),
         ("NO_CERTIFICATE_ASSIGNED", "", "the key does not belong to the certificate"),
@@ -106,10 +106,10 @@ def test_bytes_that_h11_quotes_are_shown_without_their_type(said: str, told: str
         (None, "", "TLS failed"),
     ],
 )
-def test_names_of_openssl_become_words(reason: str | None, text: str, told: str) -> None:
+def test_names_of_openssl_become_words(reason: str | None, text: str, expected: str) -> None:
     error = ssl.SSLError(1, text)
     error.reason = reason or ""
-    assert openssl_words(error) == system_words(error) == told
+    assert openssl_words(error) == system_words(error) == expected
 
 
 def test_a_refused_certificate_is_described_by_the_verifier() -> None:
@@ -119,7 +119,7 @@ def test_a_refused_certificate_is_described_by_the_verifier() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (OSError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
@@ -127,12 +127,12 @@ def test_a_refused_certificate_is_described_by_the_verifier() -> None:
         (TimeoutError(), "TimeoutError"),
     ],
 )
-def test_errors_of_the_system_have_no_numbers_and_tuples(error: OSError, told: str) -> None:
-    assert system_words(error) == told
+def test_errors_of_the_system_have_no_numbers_and_tuples(error: OSError, expected: str) -> None:
+    assert system_words(error) == expected
 
 
 @pytest.mark.parametrize("name", ["a..b", "x" * 64])
-def test_why_a_text_is_no_host_name_does_not_speak_of_codecs(name: str) -> None:
+def test_the_error_of_an_invalid_host_name_does_not_mention_codecs(name: str) -> None:
     with pytest.raises(UnicodeError) as caught:
         name.encode("idna")
     assert "codec" not in name_words(caught.value)

@@ -70,7 +70,7 @@ def test_actions_are_pinned_by_commit_and_may_only_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_what_a_workflow_calls_exists(path: Path) -> None:
+def test_files_that_a_workflow_calls_exist(path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for job in loaded(path)["jobs"].values():
         for step in job["steps"]:
@@ -87,7 +87,7 @@ def test_what_a_workflow_calls_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
-def test_a_form_is_one_that_the_forge_takes(path: Path) -> None:
+def test_a_form_is_valid_for_the_forge(path: Path) -> None:
     form = loaded(path)
     assert set(form) == {"name", "description", "labels", "body"}
     ids = [field["id"] for field in form["body"] if field["type"] != "markdown"]
@@ -141,7 +141,7 @@ def test_hooks_run_the_pinned_tools_and_download_nothing() -> None:
 
 @pytest.mark.slow
 def test_a_commit_of_unformatted_code_is_stopped_and_the_code_formatted(tmp_path: Path) -> None:
-    """With the hooks installed in a repository of its own, by `git commit`."""
+    """By `git commit`, in a repository with the hooks installed."""
     environment = {
         **{key: text for key, text in os.environ.items() if not key.startswith("GIT_")},
         "PRE_COMMIT_HOME": str(tmp_path / "cache"),

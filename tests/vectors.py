@@ -1,6 +1,6 @@
-"""Bytes that Tailscale's own code (v1.102.3) made or took, and what they mean.
+"""Bytes that Tailscale's own code (v1.102.3) made or accepted, and their meaning.
 
-The login boxes were opened again with libsodium. All keys are made up.
+The login boxes were opened again with libsodium. All keys are invented.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SERVER_NONCE: Final = bytes(range(0xC0, 0xD8))
 
 
 def gives(*chunks: bytes) -> Callable[[int], bytes]:
-    """A `random` that gives each chunk once, when asked for just as many bytes."""
+    """A `random` that returns each chunk once, for a request of exactly its size."""
     left = list(chunks)
 
     def random(size: int) -> bytes:
@@ -125,7 +125,7 @@ CLIENT_INFOS: Final[list[tuple[ClientInfo, bytes, bytes]]] = [
         ),
     ),
 ]
-"""What is said, as JSON, and sealed as a frame with `CLIENT_NONCE`."""
+"""The content, as JSON, and sealed as a frame with `CLIENT_NONCE`."""
 
 SERVER_INFOS: Final[list[tuple[ServerInfo, bytes, bytes]]] = [
     (
@@ -147,7 +147,7 @@ SERVER_INFOS: Final[list[tuple[ServerInfo, bytes, bytes]]] = [
         ),
     ),
 ]
-"""What is said, as JSON, and sealed as a frame with `SERVER_NONCE`."""
+"""The content, as JSON, and sealed as a frame with `SERVER_NONCE`."""
 
 
 def received(packet: bytes) -> ReceivedPacket:
@@ -155,7 +155,7 @@ def received(packet: bytes) -> ReceivedPacket:
     return ReceivedPacket(K1, packet)
 
 
-# Server to client: hex, messages, types of the frames passed over.
+# Server to client: hex, messages, types of skipped frames.
 
 V4: Final = "00000000000000000000ffffc0000201"  # ::ffff:192.0.2.1
 V6: Final = "20010db8000000000000000000000001"
@@ -211,7 +211,7 @@ SERVER_STREAMS: Final[list[tuple[str, list[Message], list[int]]]] = [
     (f"04 00000020 {K1_HEX} 06 00000000", [KeepAlive()], [0x04]),  # not from a server
 ]
 
-# What v1.104.7 reads: hex, the message, whether a name is cut off.
+# Frames that v1.104.7 reads: hex, the message, whether a name is cut off.
 
 REGULAR: Final = PeerPresentFlags.REGULAR
 
@@ -267,8 +267,8 @@ PEERS_PRESENT: Final[list[tuple[str, PeerPresent, bool]]] = [
     ),
 ]
 
-# Logins that v1.104.7 takes or refuses for their AppName: the JSON, the name, whether it is
-# taken, the frame, sealed with `CLIENT_NONCE`. v1.102.3 takes them all.
+# Logins that v1.104.7 accepts or refuses for their AppName: the JSON, the name, whether it is
+# accepted, the frame, sealed with `CLIENT_NONCE`. v1.102.3 accepts them all.
 
 _COMMON_BOX: Final = (
     "7dfbbfe74feceee2842379acdf7acb5bb387740e0e27b6d3d9ab25945f3ffc6e0da2ee7bc17b17d31d4f"
