@@ -149,7 +149,7 @@ def test_an_unknown_region_lists_the_regions(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (None, "cannot read the DERP map"),
         ("not JSON", "map.json: "),
@@ -167,14 +167,14 @@ def test_an_unknown_region_lists_the_regions(
     ],
 )
 def test_a_map_that_cannot_be_used_is_named(
-    here: Here, tmp_path: Path, text: str | None, told: str
+    here: Here, tmp_path: Path, text: str | None, expected: str
 ) -> None:
     path = tmp_path / "map.json"
     if text is not None:
         path.write_text(text)
     done = here("ping", "--derp-map", path)
     assert done.code == 2
-    assert told in done.err
+    assert expected in done.err
     assert done.err.count("\n") == 1
 
 
@@ -201,7 +201,7 @@ def test_the_key_and_the_mesh_key_come_from_files(
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         ([], "give the relay's URL, or --derp-map"),
         (["http://h", "--region", "1"], "--region needs --derp-map"),
@@ -217,11 +217,11 @@ def test_the_key_and_the_mesh_key_come_from_files(
         (["https://h", "--connect-timeout", "0"], "0.001"),
     ],
 )
-def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
+def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], expected: str) -> None:
     done = here("ping", *args)
     assert done.code == 2
-    assert told in done.err
-    assert told in here("ping", *args, "--json").event("error")["error"]
+    assert expected in done.err
+    assert expected in here("ping", *args, "--json").event("error")["error"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_ca_that_cannot_be_used_is_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"DERPPort": 99999}, "DERPPort 99999 is not from 0 to 65535"),
         ({"HostName": ""}, "no HostName"),
@@ -312,7 +312,7 @@ def test_a_ca_that_cannot_be_used_is_refused_at_once(
     ],
 )
 def test_a_map_that_is_wrong_is_refused(
-    here: Here, tmp_path: Path, pinned: RelayThread, change: dict[str, object], told: str
+    here: Here, tmp_path: Path, pinned: RelayThread, change: dict[str, object], expected: str
 ) -> None:
     path = write_map(tmp_path / "map.json", pinned)
     document = json.loads(path.read_text())
@@ -321,7 +321,7 @@ def test_a_map_that_is_wrong_is_refused(
     done = here("ping", "--derp-map", path, *ONCE, "--json")
     assert done.code == 2
     assert f"the DERP map {path} is wrong: region 900, node '900a': " in done.err
-    assert told in done.event("error")["error"]
+    assert expected in done.event("error")["error"]
 
 
 def test_errors_in_other_regions_are_warnings(

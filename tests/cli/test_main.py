@@ -113,9 +113,9 @@ def test_a_full_standard_output_is_reported_in_one_line(
     done = shell(*[relay.url if a == "URL" else a for a in args], redirect=f"> {FULL}")
     assert done.returncode == 1
     lines = done.stderr.decode().splitlines()
-    told = "pyderp: cannot write to standard output: No space left on device"
-    assert lines.count(told) == 1
-    assert lines[-1] == told
+    expected = "pyderp: cannot write to standard output: No space left on device"
+    assert lines.count(expected) == 1
+    assert lines[-1] == expected
 
 
 # Not UTF-8

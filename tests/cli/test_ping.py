@@ -159,7 +159,7 @@ def test_an_unreachable_relay_is_an_error_without_statistics(here: Here) -> None
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         ([], "give the relay's URL"),
         (["http://h/derp", "-c", "-1"], "greater than or equal to 0"),
@@ -167,10 +167,10 @@ def test_an_unreachable_relay_is_an_error_without_statistics(here: Here) -> None
         (["-count=5", "http://h/derp"], "write --count=5"),
     ],
 )
-def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
+def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], expected: str) -> None:
     done = here("ping", *args)
     assert done.code == 2
-    assert told in done.err
+    assert expected in done.err
 
 
 @pytest.mark.parametrize(("count", "want"), [(1, 1), (99, 99), (100, 99), (101, 100), (1000, 990)])

@@ -46,13 +46,13 @@ class Admission:
 
 
 @pytest.fixture
-def door() -> Admission:
+def admission() -> Admission:
     return Admission()
 
 
 @pytest.fixture
-def relay(door: Admission) -> Iterator[RelayThread]:
-    config = RelayConfig(admission=AdmissionConfig(decide=door.decide, remember=0))
+def relay(admission: Admission) -> Iterator[RelayThread]:
+    config = RelayConfig(admission=AdmissionConfig(decide=admission.decide, remember=0))
     with RelayThread(config) as relay:
         yield relay
 
@@ -71,7 +71,7 @@ def relay(door: Admission) -> Iterator[RelayThread]:
     ids=["send", "send-no-wait", "send-websocket", "ping", "ping-peer", "listen", "listen-timeout"],
 )
 def test_a_refused_login_exits_4(
-    relay: RelayThread, door: Admission, here: Here, args: tuple[object, ...]
+    relay: RelayThread, admission: Admission, here: Here, args: tuple[object, ...]
 ) -> None:
     """At once, after one login, and with advice."""
     done = here(args[0], relay.url, *args[1:], "--json")
@@ -83,14 +83,14 @@ def test_a_refused_login_exits_4(
         "log says why it closed the connection"
     ]
     assert "Traceback" not in done.err
-    assert door.asked <= 2
+    assert admission.asked <= 2
 
 
 def test_send_reports_that_the_relay_refuses_a_later_login(
-    relay: RelayThread, door: Admission
+    relay: RelayThread, admission: Admission
 ) -> None:
     """No packet is sent to a relay that refuses, and logins are held back."""
-    door.open = True
+    admission.open = True
     with blocking.Client.for_url(relay.url, config=DIRECT) as receiver:
         receiver.connect()
         flags = ("--wait", 0, "--timeout", 3, "--json")
@@ -98,11 +98,11 @@ def test_send_reports_that_the_relay_refuses_a_later_login(
             sender.feed(b"one\n")
             while not isinstance(message := receiver.recv(BOUND), ReceivedPacket):
                 pass
-            door.open, door.asked = False, 0
+            admission.open, admission.asked = False, 0
             relay.cut(client=message.source)
-            assert door.third.wait(BOUND)
+            assert admission.third.wait(BOUND)
             done = sender.end(b"two\n")
     assert done.code == 4
     assert TEXT in done.event("error")["error"]
     assert done.event("summary")["packets"] == 1
-    assert door.asked <= 10
+    assert admission.asked <= 10

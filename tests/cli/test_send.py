@@ -346,7 +346,7 @@ def test_sigterm_exits_143_as_ctrl_c_exits_130(relay: RelayThread) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         ([], "Missing argument"),
         (["http://127.0.0.1:1/derp"], "PEER is missing"),
@@ -358,10 +358,10 @@ def test_sigterm_exits_143_as_ctrl_c_exits_130(relay: RelayThread) -> None:
         ([str(ABSENT), "--derp-map", "-"], "give --message as well"),
     ],
 )
-def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
+def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], expected: str) -> None:
     done = here("send", *args)
     assert done.code == 2
-    assert told in " ".join(done.err.replace("│", " ").split())
+    assert expected in " ".join(done.err.replace("│", " ").split())
 
 
 def test_an_unusable_key_for_sealing_is_refused(relay: RelayThread, here: Here) -> None:

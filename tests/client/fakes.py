@@ -32,11 +32,11 @@ from pyderp.wire.upgrade import switching_protocols
 BOUND = 10.0
 """Seconds that anything between two ends on one machine may take."""
 DIRECT = NetworkSettings()
-"""No proxy, whatever the environment of the tests says."""
+"""No proxy, with any environment of the tests."""
 RELAY = NodePrivate.generate()
 """The key of all fake relays."""
 PEER = NodePrivate.generate().public
-"""Somebody else."""
+"""Another client."""
 
 M = TypeVar("M")
 
@@ -259,7 +259,7 @@ class FakeLink(Link):
         self.closed = False
         self.reading = True
         self.admits = True
-        """The relay behind it admits us; its ServerInfo itself is left out, as no test reads it."""
+        """The relay behind it admits the client; ServerInfo is left out, as no test reads it."""
 
     async def read(self) -> bytes:
         raise AssertionError("it is logged in already")
@@ -372,7 +372,7 @@ class Links:
         self.all: list[LoginLink] = []
         self.error: Exception | None = None
         self.silent = False
-        """A link that is opened says nothing."""
+        """The relay behind each new link stays silent."""
         self.admits = True
 
     async def open(self) -> LoginLink:

@@ -35,7 +35,7 @@ class Proxy:
         self._answer = answer
         self._websockets = websockets
         self.asked: list[str] = []
-        """What each connection asked for."""
+        """The protocol that each connection requested."""
         self.port = 0
 
     @property

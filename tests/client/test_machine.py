@@ -46,7 +46,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.receiver: asyncio.Task[tuple[Message, int]] | None = None
         self.receiver_errors: Counter[int] = Counter()
         self.senders: dict[asyncio.Task[None], tuple[int, bool]] = {}
-        """Number of the packet, and whether all connections were lost when it began."""
+        """Number of the packet, and whether all connections were lost when the send began."""
         self.sent: list[int] = []
         self.send_errors: Counter[int] = Counter()
         self.numbers = 0

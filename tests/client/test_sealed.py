@@ -149,14 +149,14 @@ async def test_key_that_shares_no_secret_opens_and_seals_nothing(key: NodePublic
     """A relay can send packets of such a source: a channel to it can be made without an error."""
     alice, _, _ = pair()
     async with Client.for_url("http://127.0.0.1:1/derp", private_key=A) as client:
-        for nobody in (SealedPeer(A, key, send=nowhere), client.sealed(key)):
+        for channel in (SealedPeer(A, key, send=nowhere), client.sealed(key)):
             for packet in (b"", b"PDS\x01" + bytes(88), alice.seal(b"x")):
                 with pytest.raises(SealError, match="no secret can be shared with key"):
-                    nobody.open_untrusted(packet)
+                    channel.open_untrusted(packet)
             with pytest.raises(InvalidKey, match="no secret can be shared with key"):
-                nobody.seal(b"x")
+                channel.seal(b"x")
             with pytest.raises(InvalidKey, match="no secret can be shared with key"):
-                await nobody.send(b"x")
+                await channel.send(b"x")
 
 
 @given(st.binary(min_size=32, max_size=32))
@@ -605,10 +605,10 @@ def test_nothing_opens_twice_however_many_peers(
     packets: list[tuple[NodePublic, bytes]] = []
     opened: set[bytes] = set()
     held: list[SealedPeer] = []
-    for wait, who in steps:
+    for wait, index in steps:
         clock.now += wait
-        if who < 5:
-            packets.append((private(who + 1).public, senders[who].seal(b"")))
+        if index < 5:
+            packets.append((private(index + 1).public, senders[index].seal(b"")))
         else:
             bob.get(invented(len(packets)))
         if not packets:

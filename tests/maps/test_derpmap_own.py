@@ -23,11 +23,11 @@ def test_other_ports_and_absent_ones_are_in_the_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "told"),
+    ("host", "expected"),
     [("2001:DB8::7", "2001:db8::7"), ("::ffff:192.0.2.1", "192.0.2.1"), ("Relay.", "relay")],
 )
-def test_an_address_has_one_spelling(host: str, told: str) -> None:
-    assert own_node(host, derp_port=443, stun_port=None).host_name == told
+def test_an_address_has_one_spelling(host: str, expected: str) -> None:
+    assert own_node(host, derp_port=443, stun_port=None).host_name == expected
 
 
 def test_the_region_code_comes_from_the_name() -> None:

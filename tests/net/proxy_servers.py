@@ -40,11 +40,11 @@ class FakeSocksProxy:
 
     script: Sequence[tuple[bytes, bytes]]
     hang_up: bool = False
-    heard: list[bytes] = field(default_factory=list)
+    received: list[bytes] = field(default_factory=list)
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for expected, answer in self.script:
-            self.heard.append(await reader.readexactly(len(expected)))
+            self.received.append(await reader.readexactly(len(expected)))
             writer.write(answer)
         if not self.hang_up:
             await echo(reader, writer)

@@ -128,7 +128,7 @@ async def test_a_socks_proxy_needs_no_cache() -> None:
         link = await dial_host(HOST, 7, settings=settings, dns_cache=cache)
         await carries(link)
         link.abort()
-    assert len(proxy.heard) == 2
+    assert len(proxy.received) == 2
 
 
 @pytest.mark.parametrize(("scheme", "setting"), [("ws", "http_proxy"), ("wss", "https_proxy")])
@@ -517,7 +517,7 @@ async def test_socks_proxy_gets_one_connection_to_the_nodes_address(
         )
         await carries(link)
         link.abort()
-    assert proxy.heard == [expected for expected, _ in script]
+    assert proxy.received == [expected for expected, _ in script]
     assert len(sockets.all) == 1
 
 

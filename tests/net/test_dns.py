@@ -59,7 +59,7 @@ class Hanging:
     def __call__(self, host: str, port: None, family: int, *_: object) -> Sequence[object]:
         self.asked.append((host, family))
         assert self.answer.wait(BOUND)
-        if host == "nobody":
+        if host == "unknown":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", 0))]
 
@@ -133,7 +133,7 @@ def test_a_host_has_one_thread_at_most(hanging: Hanging) -> None:
 
 def test_all_waiting_callers_get_the_failure(hanging: Hanging) -> None:
     async def main() -> None:
-        asking = [ask("nobody"), ask("nobody")]
+        asking = [ask("unknown"), ask("unknown")]
         await until_asked(hanging, 1)
         hanging.answer.set()
         for each in await asyncio.gather(*asking, return_exceptions=True):
@@ -147,10 +147,10 @@ def test_a_failure_without_a_waiting_caller_is_not_reported(
     hanging: Hanging, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        asking = ask("nobody")
+        asking = ask("unknown")
         await until_asked(hanging, 1)
         asking.cancel()
-        (look_up,) = (t for t in asyncio.all_tasks() if t.get_name() == "pyderp look-up of nobody")
+        (look_up,) = (t for t in asyncio.all_tasks() if t.get_name() == "pyderp look-up of unknown")
         hanging.answer.set()
         await asyncio.wait([look_up])
 

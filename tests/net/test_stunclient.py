@@ -18,7 +18,7 @@ from pyderp.wire.stun import pack_response, parse_request_untrusted
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 Answers: TypeAlias = Callable[[bytes, tuple[str, int]], list[bytes]]
-"""What a server sends back for a request from an address."""
+"""The answers of a server to a request from an address."""
 
 
 def good_answer(request: bytes, source: tuple[str, int]) -> list[bytes]:

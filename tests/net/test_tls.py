@@ -135,8 +135,8 @@ def test_the_alert_for_an_unknown_name_is_explained(
 ) -> None:
     attempt = Attempt(GOOD, version)
     attempt.peer.refusal = alert
-    told = f"alert '{words}', as Go's relay does if it has no certificate for this name: check the"
-    with pytest.raises(TLSError, match=told):
+    text = f"alert '{words}', as Go's relay does if it has no certificate for this name: check the"
+    with pytest.raises(TLSError, match=text):
         attempt()
 
 
@@ -463,10 +463,10 @@ def test_an_error_of_the_link_is_raised_unchanged() -> None:
 
 class Health:
     def __init__(self) -> None:
-        self.told: list[tuple[str, str | None]] = []
+        self.reports: list[tuple[str, str | None]] = []
 
     def set_tls_error(self, server_name: str, error: Exception | None) -> None:
-        self.told.append((server_name, None if error is None else str(error)))
+        self.reports.append((server_name, None if error is None else str(error)))
 
 
 INTERCEPTED = "likely intercepted connection; certificate is self-signed by CN="
@@ -508,14 +508,14 @@ def test_health_gets_problems_of_certificates(
         handshake(link, cert_name=cert_name, insecure=insecure, health=health)
     except CertificateError:
         assert link.aborted
-    assert health.told == [(NAME, problem)]
+    assert health.reports == [(NAME, problem)]
 
 
 def test_health_is_unchanged_if_no_certificate_was_seen() -> None:
     health = Health()
     with pytest.raises(TLSError):
         handshake(MemoryLink(lambda _: b""), health=health)
-    assert health.told == []
+    assert health.reports == []
 
 
 # Logs

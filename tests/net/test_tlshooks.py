@@ -161,15 +161,15 @@ def old(context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "told"),
+    ("prepare", "expected"),
     [(trusts_all, "verify_mode"), (no_names, "check_hostname"), (old, "minimum_version")],
 )
 def test_a_weaker_context_is_refused_each_time(
-    prepare: Callable[[ssl.SSLContext], None], told: str
+    prepare: Callable[[ssl.SSLContext], None], expected: str
 ) -> None:
     hooked = config(prepare=prepare)
     for _ in range(2):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=expected):
             attempt(hooked)
 
 

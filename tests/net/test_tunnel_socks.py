@@ -56,7 +56,7 @@ async def test_the_proxy_resolves_the_name(
         link = await link_over_socket(sock)
         await carries(link)
         link.abort()
-    assert proxy.heard == [expected for expected, _ in script]
+    assert proxy.received == [expected for expected, _ in script]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ async def test_an_address_is_sent_as_an_address(host: str, address: bytes) -> No
         url = parse_proxy(f"socks5://127.0.0.1:{port}")
         sock = await connect_through_socks(url, host, 443, settings=NetworkSettings())
         sock.close()
-    assert proxy.heard[1] == connect[0]
+    assert proxy.received[1] == connect[0]
 
 
 @pytest.mark.parametrize(

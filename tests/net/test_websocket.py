@@ -87,16 +87,16 @@ class FakeLink(Link):
 class RecordingReceiver:
     """A receiver that records its calls."""
 
-    told: list[bytes | Exception | str | None] = field(default_factory=list)
+    events: list[bytes | Exception | str | None] = field(default_factory=list)
 
     def data_received(self, data: bytes) -> None:
-        self.told.append(data)
+        self.events.append(data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.told.append(error)
+        self.events.append(error)
 
     def writable(self) -> None:
-        self.told.append("writable")
+        self.events.append("writable")
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Relay:
         self.protocol.send_close(code, reason)
         return self.sent()
 
-    def heard(self) -> list[Frame]:
+    def sent_frames(self) -> list[Frame]:
         self.protocol.receive_data(self.link.take())
         return [event for event in self.protocol.events_received() if isinstance(event, Frame)]
 
@@ -145,10 +145,10 @@ class Relay:
         return await opening
 
     async def started(self) -> tuple[WebSocketLink, RecordingReceiver, Receiver]:
-        link, heard = await self.opened(), RecordingReceiver()
-        link.start(heard)
+        link, receiver = await self.opened(), RecordingReceiver()
+        link.start(receiver)
         assert self.link.receiver is not None
-        return link, heard, self.link.receiver
+        return link, receiver, self.link.receiver
 
 
 # With a relay
@@ -274,7 +274,7 @@ async def test_a_ping_after_the_answer_is_answered() -> None:
     relay.protocol.send_ping(b"?")
     relay.link.incoming.put_nowait(answer + relay.sent())
     await opening
-    assert relay.heard() == [Frame(Opcode.PONG, b"?")]
+    assert relay.sent_frames() == [Frame(Opcode.PONG, b"?")]
 
 
 async def test_bytes_that_came_with_the_answer_are_read_first() -> None:
@@ -286,7 +286,7 @@ async def test_bytes_that_came_with_the_answer_are_read_first() -> None:
     relay.link.incoming.put_nowait(relay.message(b""))
     relay.link.incoming.put_nowait(relay.message(b"e") + relay.close(1001))
     assert await link.read() == b"e"
-    assert [frame.opcode for frame in relay.heard()] == [Opcode.PONG, Opcode.CLOSE]
+    assert [frame.opcode for frame in relay.sent_frames()] == [Opcode.PONG, Opcode.CLOSE]
     assert await link.read() == b""
     assert await link.read() == b""
 
@@ -330,20 +330,20 @@ async def test_cancelled_read_loses_nothing() -> None:
 
 async def test_payloads_of_one_call_are_delivered_at_once() -> None:
     relay = Relay.new()
-    link, heard, below = await relay.started()
+    link, receiver, below = await relay.started()
     below.data_received(relay.message(b"ab") + relay.message(b"") + relay.message(b"cd"))
     below.data_received(relay.message(b""))
-    assert heard.told == [b"abcd"]
+    assert receiver.events == [b"abcd"]
     link.write(b"to the relay")
-    assert relay.heard() == [Frame(Opcode.BINARY, b"to the relay")]
+    assert relay.sent_frames() == [Frame(Opcode.BINARY, b"to the relay")]
 
 
 async def test_unread_bytes_are_delivered_first() -> None:
     relay = Relay.new()
     link = await relay.opened(b"early")
-    heard = RecordingReceiver()
-    link.start(heard)
-    assert heard.told == [b"early"]
+    receiver = RecordingReceiver()
+    link.start(receiver)
+    assert receiver.events == [b"early"]
     assert relay.link.receiver is link
 
 
@@ -353,45 +353,45 @@ async def test_end_that_came_before_the_start_is_delivered() -> None:
     await link.read()
     relay.link.incoming.put_nowait(relay.message(b"x") + relay.close(1008))
     await link.read()
-    heard = RecordingReceiver()
-    link.start(heard)
-    [error] = heard.told
+    receiver = RecordingReceiver()
+    link.start(receiver)
+    [error] = receiver.events
     assert isinstance(error, RemoteProtocolError)
 
 
 async def test_clean_close_is_delivered_once_after_the_last_bytes() -> None:
     relay = Relay.new()
-    link, heard, below = await relay.started()
+    link, receiver, below = await relay.started()
     below.data_received(relay.message(b"bye") + relay.close(1000))
-    assert heard.told == [b"bye", None]
+    assert receiver.events == [b"bye", None]
     assert relay.link.aborted == 1
-    [echo] = relay.heard()
+    [echo] = relay.sent_frames()
     assert Close.parse(echo.data).code == 1000
     below.data_received(b"\x82\x01x")
     below.writable()
     below.connection_lost(None)
     link.write(b"too late")
-    assert heard.told == [b"bye", None]
+    assert receiver.events == [b"bye", None]
     assert relay.link.written == b""
 
 
 async def test_text_message_is_an_error_for_the_receiver() -> None:
     relay = Relay.new()
-    _, heard, below = await relay.started()
+    _, receiver, below = await relay.started()
     relay.protocol.send_text(b"hello")
     below.data_received(relay.sent())
-    [error] = heard.told
+    [error] = receiver.events
     assert isinstance(error, RemoteProtocolError)
-    [close] = relay.heard()
+    [close] = relay.sent_frames()
     assert Close.parse(close.data).code == 1003
 
 
 async def test_connection_that_ends_without_a_close_is_an_error() -> None:
     for cause in (None, ConnectionResetError("gone")):
         relay = Relay.new()
-        _, heard, below = await relay.started()
+        _, receiver, below = await relay.started()
         below.connection_lost(cause)
-        [error] = heard.told
+        [error] = receiver.events
         if cause is None:
             assert isinstance(error, RemoteProtocolError)
         else:
@@ -400,27 +400,27 @@ async def test_connection_that_ends_without_a_close_is_an_error() -> None:
 
 async def test_an_abort_of_the_client_is_no_error() -> None:
     relay = Relay.new()
-    link, heard, below = await relay.started()
+    link, receiver, below = await relay.started()
     link.abort()
     assert relay.link.aborted == 1
-    assert heard.told == []
+    assert receiver.events == []
     below.connection_lost(None)
-    assert heard.told == [None]
+    assert receiver.events == [None]
 
 
 async def test_close_sends_a_close_frame_after_all_bytes() -> None:
     relay = Relay.new()
-    link, heard, below = await relay.started()
+    link, receiver, below = await relay.started()
     link.write(b"last words")
     link.close()
     link.write(b"too late")
-    words, close = relay.heard()
+    words, close = relay.sent_frames()
     assert words.data == b"last words"
     assert Close.parse(close.data).code == 1000
     below.data_received(Frame(Opcode.BINARY, b"crossed").serialize(mask=False))
     assert (relay.link.closed, relay.link.aborted) == (1, 0)
     below.connection_lost(None)
-    assert heard.told == [None]
+    assert receiver.events == [None]
 
 
 async def test_close_after_the_end_sends_nothing() -> None:
@@ -435,7 +435,7 @@ async def test_close_after_the_end_sends_nothing() -> None:
 
 async def test_flow_control_is_that_of_the_link_below() -> None:
     relay = Relay.new()
-    link, heard, below = await relay.started()
+    link, receiver, below = await relay.started()
     link.pause_reading()
     assert not relay.link.reading
     link.resume_reading()
@@ -443,18 +443,18 @@ async def test_flow_control_is_that_of_the_link_below() -> None:
     relay.link.waiting = 77
     assert link.pending == 77
     below.writable()
-    assert heard.told == ["writable"]
+    assert receiver.events == ["writable"]
     assert (link.local_address, link.remote_address) == (("127.0.0.1", 1), ("127.0.0.1", 2))
 
 
 async def test_pongs_do_not_pile_up() -> None:
     """A relay that pings and does not read costs no memory."""
     relay = Relay.new()
-    _, heard, below = await relay.started()
+    _, receiver, below = await relay.started()
     relay.link.waiting = 256 * 1024
     for answered in (False, True):
         relay.protocol.send_ping(b"?")
         below.data_received(relay.sent())
-        assert bool(relay.heard()) is answered
+        assert bool(relay.sent_frames()) is answered
         relay.link.waiting = 0
-    assert heard.told == []
+    assert receiver.events == []

@@ -27,12 +27,12 @@ class TlsPeer:
         self.outgoing = ssl.MemoryBIO()
         self.sni: str | None = None
         self.refusal: int | None = None
-        """The alert that answers whatever name the client asks for."""
+        """The alert that answers any name of the client."""
         context.sni_callback = self._on_name
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.established = False
         self.received = bytearray()
-        """What it could decrypt."""
+        """The bytes that it decrypted."""
         self.error: ssl.SSLError | None = None
 
     def _on_name(self, _object: object, name: str | None, _context: object) -> int | None:

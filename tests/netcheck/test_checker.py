@@ -290,7 +290,7 @@ def test_a_hostile_relay_has_no_latency(tmp_path: Path, answer: bytes, note: str
             report = await check.run(derp_map)
         assert report.region_latency == {}
         assert report.preferred_derp == 0
-        (told,) = report.notes
-        assert told.startswith(note)
+        (note_text,) = report.notes
+        assert note_text.startswith(note)
 
     asyncio.run(main())

@@ -34,12 +34,12 @@ class VirtualNetwork:
     stun: Mapping[tuple[str, Family], float] = field(default_factory=dict)
     """By name of the node and family."""
     https: Mapping[int, float] = field(default_factory=dict)
-    """By region; negative: it fails after so long."""
+    """By region; negative: it fails after this time."""
     icmp: Mapping[int, float] = field(default_factory=dict)
     captive: tuple[float, bool] | None = None
     """When the check for a portal ends, counted from its begin, and with which outcome."""
     mapped_port: Callable[[Probe, int], int] = lambda _probe, _number: 40_000
-    """By which port a server sees a request, the nth."""
+    """The port from which a server sees the nth request."""
     lost: Callable[[Probe, int], bool] = lambda _probe, _number: False
     """Which requests get lost on the way, by their number."""
     now: int = 0

@@ -22,10 +22,10 @@ from pyderp.wsconn.bounds import drop
 from tests.server.dial import drained
 
 Role: TypeAlias = Literal["client", "server"]
-"""What the stream under test is."""
+"""Which side the stream under test is."""
 
 OPTIONS: dict[str, Any] = {"ping_interval": None, "compression": None}
-"""Nothing on the wire but what a test wants."""
+"""Only the test's own frames are on the wire."""
 
 _URI = "ws://relay.test/derp"
 

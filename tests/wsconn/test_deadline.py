@@ -16,7 +16,7 @@ from .peers import Peer, Role, stream
 from .test_reading import until_it_waits
 
 SOON = 0.03
-"""Seconds; less may be over before the operation has begun on a slow machine."""
+"""Seconds; a shorter time may pass before the operation begins on a slow machine."""
 
 
 @dataclass

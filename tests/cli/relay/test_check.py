@@ -126,7 +126,7 @@ def test_all_problems_are_reported(check: Callable[..., Done], tmp_path: Path) -
     assert "the relay can start" not in done.out
     problems = done.err.splitlines()
     assert all(line.startswith("pyderp: ") for line in problems)
-    told = [
+    expected = [
         f"{tmp_path}/relay.toml, line 1: drian",
         f"{tmp_path}/relay.toml, line 2: stun-port",
         "--mesh-with: too many components in host tuple",
@@ -138,8 +138,8 @@ def test_all_problems_are_reported(check: Callable[..., Done], tmp_path: Path) -
         "--http-port=-1 does without",
         "STUN",
     ]
-    assert len(problems) == len(told)
-    for line, part in zip(problems, told, strict=True):
+    assert len(problems) == len(expected)
+    for line, part in zip(problems, expected, strict=True):
         assert part in line
 
 
@@ -157,13 +157,13 @@ def test_wrong_flags_do_not_hide_each_other_or_files(
         "ok: listening on 127.0.0.1:0",
     ]
     problems = done.err.splitlines()
-    told = [
+    expected = [
         *("--ace", "--certmode=gcp needs --hostname", "mesh key file /none"),
         *("debug key file /none", "--proxy-protocol needs --trusted-proxy"),
         *(f"the key file {tmp_path}", "rate config /none", "STUN"),
     ]
-    assert len(problems) == len(told)
-    for line, part in zip(problems, told, strict=True):
+    assert len(problems) == len(expected)
+    for line, part in zip(problems, expected, strict=True):
         assert part in line
 
 
@@ -398,18 +398,18 @@ def test_health_frames_that_end_some_clients_are_doubtful(
 ) -> None:
     """Whichever setting asks for them; a relay with such settings starts."""
     flags = ("--dev", "-a", "127.0.0.1:0", "--no-stun")
-    told = "warning: --health=all: a single Health frame takes a tailscale-rs node off the relay"
+    line = "warning: --health=all: a single Health frame takes a tailscale-rs node off the relay"
     file = tmp_path / "relay.toml"
     file.write_text('health = "all"\n')
     for doubtful in (("--health=all",), ("--config-file", file)):
         done = check(*flags, *doubtful)
-        assert (done.code, done.out.count(told)) == (0, 1)
+        assert (done.code, done.out.count(line)) == (0, 1)
     for fine in ((), ("--health=known",), ("--health=none",), ("--no-health",)):
         assert "warning: " not in check(*flags, *fine).out
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("verify-client-url = 'ftp://x'", "verify-client-url: admission URL 'ftp://x' begins"),
         ("home = 'x'", "home: unknown home 'x'"),
@@ -423,7 +423,7 @@ def test_health_frames_that_end_some_clients_are_doubtful(
     ],
 )
 def test_an_inconsistent_setting_is_reported_once_with_its_line(
-    check: Callable[..., Done], tmp_path: Path, line: str, told: str
+    check: Callable[..., Done], tmp_path: Path, line: str, expected: str
 ) -> None:
     (tmp_path / "mesh.key").write_text("ab" * 32)
     (tmp_path / "mesh.key").chmod(0o600)
@@ -432,7 +432,7 @@ def test_an_inconsistent_setting_is_reported_once_with_its_line(
     address = () if line.startswith("address") else ("-a", "127.0.0.1:0")
     done = check("--dev", "--no-stun", *address, "--config-file", file)
     assert done.code == 1
-    assert done.err.startswith(f"pyderp: settings file {file}, line 2: {told}")
+    assert done.err.startswith(f"pyderp: settings file {file}, line 2: {expected}")
     assert done.err.count("\n") == 1
 
 

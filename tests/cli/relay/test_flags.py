@@ -45,10 +45,10 @@ class Case:
 
     flag: str
     text: str
-    """As on a command line."""
+    """In the form of the command line."""
     toml: str
     where: str
-    """Where it shows: an attribute of the plan, dotted, or a flag in brackets."""
+    """Where its value is seen: an attribute of the plan, dotted, or a flag in brackets."""
     value: Any
     beside: tuple[str, ...] = ("--dev",)
     """Other flags that it needs."""
@@ -285,9 +285,9 @@ def test_senders_are_counted_unless_switched_off(
 ) -> None:
     arguments = ("-a", "127.0.0.1:1", "-c", "k")
     assert plan(*arguments, derper=derper)[0].config.sender_cardinality
-    for text, told in (("0", False), ("false", False), ("1", True), ("T", True)):
+    for text, expected in (("0", False), ("false", False), ("1", True), ("T", True)):
         monkeypatch.setenv("TS_DERP_SENDER_CARDINALITY", text)
-        assert plan(*arguments, derper=derper)[0].config.sender_cardinality is told
+        assert plan(*arguments, derper=derper)[0].config.sender_cardinality is expected
     if not derper:
         assert not plan(*arguments, "--no-sender-cardinality")[0].config.sender_cardinality
 

@@ -213,7 +213,7 @@ def test_tailscale_s_own_name_is_never_the_default(plan: Callable[[str], Planned
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("-hostname=1.2.3.4", "give -acme-ip-certs .* or -certmode=manual"),
         ("-certmode=manual -hostname=x -acme-ip-certs", "-acme-ip-certs needs -certmode=letsenc"),
@@ -225,9 +225,9 @@ def test_tailscale_s_own_name_is_never_the_default(plan: Callable[[str], Planned
     ],
 )
 def test_impossible_settings_are_reported_in_derper_s_spelling(
-    plan: Callable[[str], Planned], line: str, told: str
+    plan: Callable[[str], Planned], line: str, expected: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         plan(line)
 
 
@@ -235,7 +235,7 @@ def test_impossible_settings_are_reported_in_derper_s_spelling(
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("-foo", "flag provided but not defined: -foo"),
         ("-c", "flag needs an argument: -c"),
@@ -252,12 +252,12 @@ def test_impossible_settings_are_reported_in_derper_s_spelling(
     ],
 )
 def test_a_wrong_command_line_exits_2_with_one_line(
-    run: Callable[[str], Done], line: str, told: str
+    run: Callable[[str], Done], line: str, expected: str
 ) -> None:
     done = run(line)
     assert done.code == 2
     (line,) = done.err.splitlines()
-    assert line.startswith(f"pyderp: {told}")
+    assert line.startswith(f"pyderp: {expected}")
     assert line.endswith("; `pyderp derper -help` lists all flags")
     assert done.out == ""
 

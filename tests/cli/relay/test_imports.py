@@ -50,7 +50,7 @@ OURS_FOR_LESS = {
     "pyderp.server.site.pages",
     "pyderp.wire.websocket",
 }
-"""Modules of which a relay by `--dev` needs none."""
+"""Modules that a relay by `--dev` does not need."""
 PLAIN = {"_cffi_backend", "h11", "nacl", "pyderp", "uvloop"}
 """Packages that such a relay needs, beside Python's own."""
 

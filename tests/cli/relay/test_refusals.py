@@ -42,33 +42,33 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "told"),
+    ("flags", "code", "expected"),
     [
         (["--dev", "-a", "127.0.0.1"], 1, "pyderp: --address: invalid server address"),
         (["--dev", "--no-such-flag"], 2, "Usage:"),
         (["-a", "127.0.0.1:0", "-c", "/proc/none/key"], 1, "cannot make the key file"),
     ],
 )
-def test_a_refusal_is_an_exit_code_and_no_traceback(flags: list[str], code: int, told: str) -> None:
+def test_a_refusal_is_an_exit_code_and_no_traceback(flags: list[str], code: int, expected: str) -> None:
     result = pyderp("relay", *flags)
     assert result.returncode == code
-    assert told in result.stderr
+    assert expected in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "expected"),
     [
         ("127.0.0.1", "invalid server address '127.0.0.1'"),
         ("127.0.0.1:x", "'x' is no port number"),
         ("192.0.2.1:0", "this machine does not have that address"),
     ],
 )
-def test_a_bad_address_is_explained(refused: Refused, address: str, told: str) -> None:
+def test_a_bad_address_is_explained(refused: Refused, address: str, expected: str) -> None:
     text = refused("--dev", "-a", address)
     assert text.startswith("pyderp: ")
-    assert told in text
+    assert expected in text
     assert "another problem" not in text
     assert text.count("\n") == 1
 
@@ -136,7 +136,7 @@ def test_a_missing_certificate_directory_is_named(refused: Refused, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "expected"),
     [
         ("names", "is not valid for 'derp.example.com': it names other.example.com"),
         ("password", "the key is encrypted"),
@@ -145,7 +145,7 @@ def test_a_missing_certificate_directory_is_named(refused: Refused, tmp_path: Pa
     ],
 )
 def test_a_certificate_that_cannot_be_used_is_explained(
-    refused: Refused, tmp_path: Path, fault: str, told: str
+    refused: Refused, tmp_path: Path, fault: str, expected: str
 ) -> None:
     names = ["other.example.com"] if fault == "names" else None
     write_pair(tmp_path, NAME, names=names, password="p" if fault == "password" else "")
@@ -153,11 +153,11 @@ def test_a_certificate_that_cannot_be_used_is_explained(
         (tmp_path / f"{NAME}.crt").write_text("garbage")
     if fault == "key":
         (tmp_path / f"{NAME}.key").write_text("garbage")
-    assert told in refused(*secure(tmp_path))
+    assert expected in refused(*secure(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--certmode=manual", "--hostname=x"], "needs --certdir"),
         (["--certmode=manual", "--certdir=/x"], "needs --hostname"),
@@ -188,9 +188,9 @@ def test_a_certificate_that_cannot_be_used_is_explained(
     ],
 )
 def test_flags_that_do_not_go_together_are_explained(
-    refused: Refused, flags: list[str], told: str
+    refused: Refused, flags: list[str], expected: str
 ) -> None:
-    assert told in refused("--dev", *LOCAL, *flags)
+    assert expected in refused("--dev", *LOCAL, *flags)
 
 
 def test_a_relay_that_cannot_start_makes_no_key_file(refused: Refused, tmp_path: Path) -> None:
@@ -268,9 +268,9 @@ def test_go_s_spelling_is_refused_and_nothing_is_made(
 
 
 def test_port_443_without_a_certificate_names_the_choices(refused: Refused) -> None:
-    told = refused("-a", ":443")
-    assert "--certmode=manual" in told
-    assert "--dev" in told
+    expected = refused("-a", ":443")
+    assert "--certmode=manual" in expected
+    assert "--dev" in expected
 
 
 @pytest.mark.parametrize(
@@ -286,9 +286,9 @@ def test_port_443_without_a_certificate_names_the_choices(refused: Refused) -> N
 def test_an_invalid_hostname_is_refused(
     refused: Refused, tmp_path: Path, hostname: str, why: str
 ) -> None:
-    told = refused(
+    expected = refused(
         "-a", "127.0.0.1:0", "--certmode=manual", f"--certdir={tmp_path}",
         "--http-port=-1", f"--hostname={hostname}", "-c", tmp_path / "key",
     )  # fmt: skip
-    assert told.startswith("pyderp: --hostname: ")
-    assert why in told
+    assert expected.startswith("pyderp: --hostname: ")
+    assert why in expected

@@ -33,8 +33,8 @@ def test_ports_of_the_running_relay_are_no_problem(tmp_path: Path, tls: bool) ->
         where = f"127.0.0.1:{process.address()[1]}"
         done = pyderp("relay", "--check", *flags, "-c", key, "-a", where)
         assert done.returncode == 0, done.stderr
-        told = f"ok: listening on {where}: the relay with this key runs there already"
-        assert told in done.stdout
+        expected = f"ok: listening on {where}: the relay with this key runs there already"
+        assert expected in done.stdout
         done = pyderp("relay", "--check", *flags, "-c", other, "-a", where)
         assert done.returncode == 1
         assert "the port is taken" in done.stderr

@@ -107,7 +107,7 @@ def test_certificates_from_files_are_not_pinned(shown: Callable[..., Done], tmp_
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--dev"], "give --hostname"),
         ([*IP, "--certmode=manual", "-a", ":0"], "port 0 is another one at each start"),
@@ -120,11 +120,11 @@ def test_certificates_from_files_are_not_pinned(shown: Callable[..., Done], tmp_
     ],
 )
 def test_a_relay_that_clients_cannot_find_has_no_map(
-    shown: Callable[..., Done], flags: list[str], told: str
+    shown: Callable[..., Done], flags: list[str], expected: str
 ) -> None:
     done = shown("json", *flags)
     assert (done.code, done.out) == (1, "")
-    assert told in done.err
+    assert expected in done.err
 
 
 NODE = own_node("relay.example.com", derp_port=8443, stun_port=3479)

@@ -58,7 +58,7 @@ def test_an_invalid_duration_is_refused(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "word", "told"),
+    ("kind", "word", "expected"),
     [
         (boolean, "maybe", "want true or false"),
         (integer(0, 65535), "65536", "want 0 to 65535"),
@@ -73,8 +73,8 @@ def test_an_invalid_duration_is_refused(word: str) -> None:
         (networks(), "host", "'host' is no network"),
     ],
 )
-def test_an_invalid_value_is_refused(kind: Kind, word: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_value_is_refused(kind: Kind, word: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         kind.parse(word)
 
 
@@ -110,7 +110,7 @@ def test_toml_values_have_types(kind: Kind, value: object, result: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "told"),
+    ("kind", "value", "expected"),
     [
         (boolean, "maybe", "want true or false"),
         (boolean, 1, "it is an integer; want a boolean or a string"),
@@ -124,8 +124,8 @@ def test_toml_values_have_types(kind: Kind, value: object, result: Any) -> None:
         (text("X"), object(), "it is a date or time"),
     ],
 )
-def test_other_types_are_refused(kind: Kind, value: object, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_other_types_are_refused(kind: Kind, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         kind.from_toml(value)
 
 
@@ -141,7 +141,7 @@ def problems_of(tmp_path: Path, content: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("drian = 5", "1: drian: no such setting; did you mean drain?"),
         ("http_port = 80", "1: http_port: no such setting; did you mean http-port?"),
@@ -162,10 +162,10 @@ def problems_of(tmp_path: Path, content: str) -> list[str]:
     ],
 )
 def test_a_mistake_in_the_file_is_reported_with_its_line(
-    tmp_path: Path, content: str, told: str
+    tmp_path: Path, content: str, expected: str
 ) -> None:
     (problem,) = problems_of(tmp_path, content)
-    assert problem.startswith(told)
+    assert problem.startswith(expected)
 
 
 def test_all_mistakes_in_the_file_are_reported(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_all_mistakes_in_the_file_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"drain = ", ", line 1: Invalid value"),
         (b"drain = 1\nhome == 2", "line 2, column 7"),
@@ -190,14 +190,14 @@ def test_all_mistakes_in_the_file_are_reported(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_not_toml_is_reported_with_the_line(
-    tmp_path: Path, content: bytes, told: str
+    tmp_path: Path, content: bytes, expected: str
 ) -> None:
     file = tmp_path / "relay.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_settings({"config-file": file}, environment={})
     assert str(caught.value).startswith(f"settings file {file}")
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_first_problem_has_the_number_of_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("derper", "given", "told"),
+    ("derper", "given", "expected"),
     [
         (False, {}, "--acme-eab-kid needs --http-port=-1 of {x}"),
         (True, {}, "-acme-eab-kid needs -http-port=-1 of {x}"),
@@ -243,12 +243,12 @@ def test_the_first_problem_has_the_number_of_problems() -> None:
         ),
     ],
 )
-def test_an_error_names_flags_for_settings(derper: bool, given: dict[str, str], told: str) -> None:
+def test_an_error_names_flags_for_settings(derper: bool, given: dict[str, str], expected: str) -> None:
     error = ConfigError(
         "{} needs {} of {value}", settings=("tls.eab_kid", "tls.http_port=None"), value="{x}"
     )
     assert str(error) == "eab_kid needs http_port=None of {x}"
-    assert load_settings({}, derper=derper, environment=given).explain(error) == told
+    assert load_settings({}, derper=derper, environment=given).explain(error) == expected
 
 
 def test_an_error_without_a_setting_has_its_place_before_it() -> None:
