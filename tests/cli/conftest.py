@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pyderp.cli import app  # noqa: F401 (or a test of a relay, as the first, decides its commands)
+from pyderp.cli import app  # noqa: F401 (otherwise the first test of a relay decides its commands)
 from pyderp.cli.main import main
 from pyderp.testing import RelayThread
 

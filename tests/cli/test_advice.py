@@ -166,7 +166,7 @@ def test_a_refused_upgrade_has_its_status_and_advice(
 
 
 @pytest.mark.parametrize("flags", [[], ["--websocket"], ["--no-websocket"]])
-def test_a_relay_without_derp(here: Here, flags: list[str]) -> None:
+def test_a_relay_without_derp_is_named(here: Here, flags: list[str]) -> None:
     """No advice about the URL, which is right."""
     with RelayThread(RelayConfig(derp=False)) as relay:
         text = advice_of(here, relay.url, *flags)

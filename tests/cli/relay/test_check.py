@@ -299,7 +299,7 @@ def test_all_sources_of_admission_are_named_without_secrets(
 @pytest.mark.parametrize(
     "flags", [["--allow-keys-file=/none"], ["--verify-client-url=nonsense"], ["--no-derp"]]
 )
-def test_nothing_is_said_of_admission_that_is_wrong_or_off(
+def test_admission_that_is_wrong_or_off_is_left_out(
     check: Callable[..., Done], flags: list[str]
 ) -> None:
     assert admits(check("--dev", "-a", "127.0.0.1:0", *flags)) == []
@@ -310,7 +310,7 @@ def test_nothing_is_said_of_admission_that_is_wrong_or_off(
 BY_IP = ("-a", "127.0.0.1:0", "--hostname=127.0.0.1", "--certmode=manual", "--http-port=-1")
 
 
-def test_a_map_that_is_asked_for_as_well_follows(check: Callable[..., Done]) -> None:
+def test_a_requested_map_follows(check: Callable[..., Done]) -> None:
     flags = ("-a", "127.0.0.1:0", "--no-tls", "--hostname=relay.example.com", "--stun-port=0")
     done = check(*flags, "--public-port=443", "--no-stun", "--show-map=json")
     assert (done.code, done.err) == (0, "")
@@ -319,7 +319,7 @@ def test_a_map_that_is_asked_for_as_well_follows(check: Callable[..., Done]) -> 
     assert json.loads(derp_map)["Regions"]["900"]["RegionName"] == "relay.example.com"
 
 
-def test_derper_s_command_line_has_the_map_too(here: Callable[..., Done], tmp_path: Path) -> None:
+def test_derper_s_command_line_can_show_the_map(here: Callable[..., Done], tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     flags = ("-a", "127.0.0.1:8443", "-hostname", NAME, "-certmode=manual", "-certdir", tmp_path)
     more = ("-c", tmp_path / "key", "-http-port=-1", "-stun=false", "-reuse-port")

@@ -49,7 +49,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         (["-a", "127.0.0.1:0", "-c", "/proc/none/key"], 1, "cannot make the key file"),
     ],
 )
-def test_a_refusal_is_an_exit_code_and_no_traceback(flags: list[str], code: int, expected: str) -> None:
+def test_a_refusal_is_an_exit_code_and_no_traceback(
+    flags: list[str], code: int, expected: str
+) -> None:
     result = pyderp("relay", *flags)
     assert result.returncode == code
     assert expected in result.stderr

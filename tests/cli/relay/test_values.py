@@ -243,7 +243,9 @@ def test_the_first_problem_has_the_number_of_problems() -> None:
         ),
     ],
 )
-def test_an_error_names_flags_for_settings(derper: bool, given: dict[str, str], expected: str) -> None:
+def test_an_error_names_flags_for_settings(
+    derper: bool, given: dict[str, str], expected: str
+) -> None:
     error = ConfigError(
         "{} needs {} of {value}", settings=("tls.eab_kid", "tls.http_port=None"), value="{x}"
     )

@@ -124,7 +124,9 @@ class Ledger:
         self.delivered.add(len(packet))
         stamp = Stamp.read(packet)
         if stamp is None:
-            self.problem(f"connection {receiver}: {len(packet)} bytes of no client: {packet[:90]!r}")
+            self.problem(
+                f"connection {receiver}: {len(packet)} bytes of no client: {packet[:90]!r}"
+            )
             return None
         self.delivered_disco += stamp.disco
         where = f"connection {receiver}: {stamp.sender} → {receiver}, number {stamp.number}"

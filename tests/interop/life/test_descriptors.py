@@ -15,7 +15,7 @@ import pytest
 from pyderp import ConnectError
 from tests.cli.process import BOUND
 
-from .support import Service, Talker, until_received, service, talking, until
+from .support import Service, Talker, service, talking, until, until_received
 
 FILES = 120
 FLOOD = 300

@@ -12,7 +12,7 @@ import pytest
 from tests.server.certificates import trusting_nobody, write_pair
 from tests.server.dial import Via, connect
 
-from .support import Service, Talker, until_received, service, talking
+from .support import Service, Talker, service, talking, until_received
 
 
 def test_a_killed_relay_can_start_again_on_the_same_port(tmp_path: Path) -> None:

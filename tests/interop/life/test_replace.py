@@ -15,7 +15,7 @@ import pytest
 
 from tests.interop.front.seen import connections
 
-from .support import Service, Talker, until_received, service, talking, until
+from .support import Service, Talker, service, talking, until, until_received
 
 TALKERS = 16
 DRAIN = 0.6
