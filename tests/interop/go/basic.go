@@ -10,12 +10,12 @@ import (
 )
 
 func init() {
-	register("sendrecv", "three clients, 0 to 1 to 2; nobody else hears anything", sendRecv)
+	register("sendrecv", "three clients, 0 to 1 to 2; no other client gets a packet", sendRecv)
 	register("send_self", "a packet to one's own key comes back", sendSelf)
 	register("ping", "derphttp's Ping, and pongs that carry the ping's eight bytes", ping)
 	register("pingflood", "2000 pipelined pings: the connection stays up and answers", pingFlood)
 	register("unknown_dest", "only disco to an unknown key is answered, with PeerGone not-here, 3 in a burst", unknownDest)
-	register("notepreferred", "home notes are accepted; a wrong length hangs up", notePreferred)
+	register("notepreferred", "home notes are accepted; a wrong length ends the connection", notePreferred)
 	register("homegauge", "home notes move the gauge in /debug/vars once, and leaving moves it back", homeGauge)
 	register("reconnect", "derphttp's client comes back by itself after the relay closed it", reconnect)
 }
@@ -193,7 +193,7 @@ func homeGauge(r *run) {
 		r.check(got == step.want, "gauge moved by %d, want %d", got, step.want)
 	}
 	a.close()
-	r.eventually("a client that leaves is nobody's home", func() bool { return gauge() == base })
+	r.eventually("the home of a client that left does not count", func() bool { return gauge() == base })
 }
 
 func reconnect(r *run) {

@@ -51,7 +51,7 @@ type config struct {
 	verbose  bool
 
 	url  *url.URL
-	mesh key.DERPMesh // zero if the relay has no mesh key that we know
+	mesh key.DERPMesh // zero if the relay has no known mesh key
 	root *x509.CertPool
 	low  bool // make every peer a low one
 }
@@ -74,7 +74,7 @@ func configFlags() *config {
 	return c
 }
 
-// derper tells whether the relay is Go's, of either version.
+// derper returns whether the relay is Go's, of either version.
 func (c *config) derper() bool { return c.kind != kindPyderp }
 
 // prepare checks the flags and sets the process up for the chosen transport.

@@ -70,7 +70,7 @@ func badFrames(r *run) {
 	p.sendRaw(append(frame(derp.FrameSendPacket, c.pub.AppendTo(nil), data), cases[0].bytes...))
 	c.wantPacket(p.pub, data)
 	p.wantClosed()
-	// Whether c is also told that the sender left is a race in derper: it takes note of the sender when it
+	// Whether c also gets PeerGone for the sender is a race in derper: it takes note of the sender when it
 	// writes the packet, which may be after the sender's end.
 }
 

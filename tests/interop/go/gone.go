@@ -8,8 +8,8 @@ import (
 )
 
 func init() {
-	register("peergone", "who received from a peer hears that it left, and nobody else", peerGone)
-	register("duplicates", "two connections of one key: who gets the traffic, and silence until the last one ends", duplicates)
+	register("peergone", "clients that received from a peer get its PeerGone, and no others", peerGone)
+	register("duplicates", "two connections of one key: which gets the traffic, and no PeerGone until the last one ends", duplicates)
 }
 
 func peerGone(r *run) {
@@ -36,7 +36,7 @@ func peerGone(r *run) {
 	x.send(receiver.pub, data)
 	receiver.wantPacket(x.pub, data)
 	x.close()
-	// The end is certain once nobody is at home any more.
+	// The end is certain once no client has its home here.
 	r.untilUnknown(sender, x.pub)
 	again := false
 	if m, ok := receiver.poll(r.kindWait(2*settle, stepLimit)); ok {
@@ -45,8 +45,8 @@ func peerGone(r *run) {
 	}
 	r.fact("second_departure_told", again)
 	// Documented difference: upstream forgets to clear the receiver's memory of the sender, so that it is
-	// told only once for each connection.
-	r.check(again == (r.cfg.kind == kindPyderp), "second departure told: %v", again)
+	// sent only once for each connection.
+	r.check(again == (r.cfg.kind == kindPyderp), "second departure sent: %v", again)
 
 	r.at("a departure before the first packet")
 	y := r.peer("y", peerOpts{})
@@ -97,7 +97,7 @@ func duplicates(r *run) {
 	b := r.peer("b", peerOpts{})
 	old := r.peer("old", peerOpts{key: k, low: true})
 	known := r.bytes(10)
-	old.send(b.pub, known) // from here on b is told when the key leaves
+	old.send(b.pub, known) // from here on b gets PeerGone when the key leaves
 	b.wantPacket(old.pub, known)
 
 	deliver := func(step string, to, notTo *peer) {
@@ -141,7 +141,7 @@ func duplicates(r *run) {
 	deliver("a third connection takes over", third, newer)
 	r.at("the third one leaves")
 	third.close()
-	// Nothing tells a client that a duplicate has ended. The newer one, which spoke last before, takes over
+	// A client gets no message when a duplicate ends. The newer one, which spoke last before, takes over
 	// by itself: packets arrive there once the relay has noticed.
 	r.eventually("traffic returns to the one that spoke before", func() bool {
 		b.send(k.Public(), known)

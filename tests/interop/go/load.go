@@ -15,7 +15,7 @@ import (
 
 func init() {
 	register("many", "a hundred clients, every one to every other, contents checked", many)
-	register("slowreader", "a client that stops reading stalls nobody, and is closed", slowReader)
+	register("slowreader", "a client that stops reading delays no other, and is closed", slowReader)
 	register("bursts", "bursts that fit the queue arrive complete and in order", bursts)
 }
 
@@ -47,7 +47,7 @@ func parallel(n, workers int, f func(i int) error) error {
 	return first
 }
 
-// mark packs a packet that says who sent it to whom; the rest follows from that.
+// mark packs a packet with its sender and destination; the rest follows from these.
 func mark(from, to int) []byte {
 	rng := rand.New(rand.NewPCG(uint64(from), uint64(to)))
 	b := make([]byte, 8+rng.IntN(2000))
@@ -84,7 +84,7 @@ func many(r *run) {
 			from, known := index[src]
 			switch {
 			case !known:
-				problems <- fmt.Errorf("client %d: packet from a stranger", to)
+				problems <- fmt.Errorf("client %d: packet from an unknown key", to)
 			case got[to][from]:
 				problems <- fmt.Errorf("client %d: second packet from %d", to, from)
 			default:
@@ -167,7 +167,7 @@ func slowReader(r *run) {
 	}
 	_, err := slow.login(priv, ordinaryInfo)
 	r.must(err, "login")
-	// The relay only says of a client that it is gone to those who heard from it.
+	// The relay sends PeerGone only to clients that got packets from the one that left.
 	r.must(slow.write(frame(derp.FrameSendPacket, a.pub.AppendTo(nil), []byte("hello"))), "hello")
 	a.wantPacket(priv.Public(), []byte("hello"))
 

@@ -12,7 +12,7 @@ import (
 func init() {
 	register("login", "ClientInfo texts that are accepted, and the ServerInfo that answers", goodLogin)
 	register("badlogin", "a faulty ClientInfo ends the connection without another byte", badLogin)
-	register("mutelogin", "a client that says nothing is dropped after about ten seconds", muteLogin)
+	register("mutelogin", "a silent client is dropped after about ten seconds", muteLogin)
 }
 
 func goodLogin(r *run) {

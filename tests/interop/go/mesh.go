@@ -12,11 +12,11 @@ import (
 )
 
 func init() {
-	register("watchers", "presence: everybody with address and flags, newcomers, late watchers, departures", watchers)
+	register("watchers", "presence: each client with address and flags, newcomers, late watchers, departures", watchers)
 	register("watchloop", "derphttp's RunWatchConnectionLoop: adds, removes, detects itself", watchLoop)
-	register("forward", "ForwardPacket delivers with the foreign source; unknown keys are told to the forwarder", forward)
+	register("forward", "ForwardPacket delivers with the foreign source; the forwarder gets PeerGone for unknown keys", forward)
 	register("closepeer", "ClosePeer ends every connection of a key", closePeer)
-	register("meshrights", "without the right mesh key the mesh frames hang up", meshRights)
+	register("meshrights", "without the right mesh key the mesh frames end the connection", meshRights)
 }
 
 func (r *run) watcher(name string) *peer {
@@ -43,7 +43,7 @@ func (p *peer) wantPresent(want map[key.NodePublic]derp.PeerPresentFlags, addrs 
 		if !ours {
 			continue
 		}
-		p.r.check(missing[present.Key], "%s: told twice of one connection", p.name)
+		p.r.check(missing[present.Key], "%s: got one connection twice", p.name)
 		p.r.check(present.Flags == flags, "%s: flags %d, want %d", p.name, present.Flags, flags)
 		p.r.check(present.IPPort == addrs[present.Key], "%s: address %v, want %v", p.name, present.IPPort, addrs[present.Key])
 		delete(missing, present.Key)
@@ -106,7 +106,7 @@ func watchers(r *run) {
 	two.wantPresent(flags, addrs)
 	one.wantPresent(self, addrs)
 
-	r.at("a second connection of a key is told as well")
+	r.at("a second connection of a key is sent as well")
 	again := r.peer("again", peerOpts{key: peers[0].priv})
 	addrs[again.pub] = again.addr()
 	for _, w := range []*peer{one, two} {
@@ -119,7 +119,7 @@ func watchers(r *run) {
 		one.wantLeft(p.pub)
 		two.wantLeft(p.pub)
 	}
-	r.at("one of two connections left before, and nobody was told")
+	r.at("one of two connections left before, without a message")
 	for _, w := range []*peer{one, two} {
 		for _, m := range w.barrier() {
 			gone, ok := m.(derp.PeerGoneMessage)
@@ -231,7 +231,7 @@ func closePeer(r *run) {
 	r.must(m.ClosePeer(k.Public()), "ClosePeer")
 	first.wantClosed()
 	second.wantClosed()
-	r.at("nobody else is touched")
+	r.at("no other client is affected")
 	m.quiet()
 	a.quiet()
 	r.untilUnknown(a, k.Public())

@@ -221,7 +221,7 @@ func (p *peer) receive(onPacket func(key.NodePublic, []byte)) {
 			return
 		}
 		if _, ok := m.(derp.HealthMessage); ok && p.r.cfg.kind == kindPyderp {
-			continue // derper sends none; ours tells of duplicates that take each other's packets
+			continue // derper sends none; pyderp reports duplicates that take each other's packets
 		}
 		if pkt, ok := m.(derp.ReceivedPacket); ok {
 			if onPacket != nil {

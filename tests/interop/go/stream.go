@@ -195,7 +195,7 @@ func (s *stream) login(priv key.NodePrivate, text string) (string, error) {
 	return string(info), nil
 }
 
-// errTimedOut tells a relay that said nothing from one that hung up.
+// errTimedOut distinguishes a silent relay from one that closed.
 var errTimedOut = errors.New("still open")
 
 // hangUp waits for the relay to close the stream, and fails if it sends anything first.

@@ -1,4 +1,4 @@
-// Command gowsconn is one end of a byte stream over a websocket: Tailscale's net/wsconn, told what to do.
+// Command gowsconn is one end of a byte stream over a websocket: Tailscale's net/wsconn, driven by its arguments.
 //
 //	gowsconn [-dial URL] [-type text] STEP...
 //
@@ -46,7 +46,7 @@ type seen struct {
 	Step   string `json:"step"`
 	Error  string `json:"error,omitempty"`
 	EOF    bool   `json:"eof,omitempty"`    // the error is io.EOF itself
-	Status int    `json:"status,omitempty"` // of the close frame that the error tells of; -1: none
+	Status int    `json:"status,omitempty"` // of the close frame in the error; -1: none
 	Bytes  int    `json:"bytes"`
 	SHA256 string `json:"sha256,omitempty"`
 	Reads  []int  `json:"reads,omitempty"` // the results of the first reads
