@@ -67,9 +67,9 @@ async def take_over(start: Start) -> None:
         port = await asyncio.to_thread(lambda: old.port)
         url = f"http://127.0.0.1:{port}/derp"
         talkers = [Talker(url) for _ in range(TALKERS)]
-        knocking = PageRequests()
+        requests = PageRequests()
         async with talking(talkers), asyncio.TaskGroup() as group:
-            knocks = group.create_task(knocking.run(port))
+            requesting = group.create_task(requests.run(port))
             await until_received(talkers)
             with start("new") as new:
                 assert await asyncio.to_thread(lambda: new.port) == port
@@ -78,14 +78,14 @@ async def take_over(start: Start) -> None:
                 assert await old.ends() == 0
                 await until(lambda: len(talkers) == sum(len(t.restarting) for t in talkers))
                 await until_received(talkers)
-                knocks.cancel()
+                requesting.cancel()
                 rows = await connections(port, None)
                 assert rows.keys() == {str(each.client.self_public_key) for each in talkers}
                 assert all(each.client.generation == 2 for each in talkers)
-    assert knocking.refused == []
-    assert knocking.served > 10
+    assert requests.refused == []
+    assert requests.served > 10
     # A connection that the old relay had just accepted may be among the first that it closes.
-    assert knocking.cut <= 1
+    assert requests.cut <= 1
     check_packets(talkers, begin)
 
 
