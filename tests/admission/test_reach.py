@@ -21,36 +21,32 @@ class Clock:
         return self.now
 
 
-def test_a_single_attempt_that_fails_finds_the_server_unreachable() -> None:
-    async def main() -> None:
-        clock = Clock()
-        reach = Reach(clock=clock)
-        assert not reach.is_known_unreachable()
-        assert await reach.is_unreachable_for_all(reach.begin())
-        assert reach.is_known_unreachable()
-        clock.now += 1
-        assert not reach.is_known_unreachable()
-
-    asyncio.run(main())
+async def test_a_single_attempt_that_fails_finds_the_server_unreachable() -> None:
+    clock = Clock()
+    reach = Reach(clock=clock)
+    assert not reach.is_known_unreachable()
+    assert await reach.is_unreachable_for_all(reach.begin())
+    assert reach.is_known_unreachable()
+    clock.now += 1
+    assert not reach.is_known_unreachable()
 
 
-def test_a_new_connection_means_reachable_for_half_a_minute_and_a_reused_one_does_not() -> None:
-    async def main() -> None:
-        clock = Clock()
-        reach = Reach(clock=clock)
-        reused = reach.begin()
-        reused.connected = reused.reused = True
-        reach.on_end(reused)
-        assert await reach.is_unreachable_for_all(reach.begin())
-        reach.on_reached(reach.begin())
-        # The earlier result no longer counts.
-        assert not reach.is_known_unreachable()
-        clock.now += 29
-        assert not await reach.is_unreachable_for_all(reach.begin())
-        clock.now += 1
-        assert await reach.is_unreachable_for_all(reach.begin())
-
-    asyncio.run(main())
+async def test_a_new_connection_means_reachable_for_half_a_minute_and_a_reused_one_does_not() -> (
+    None
+):
+    clock = Clock()
+    reach = Reach(clock=clock)
+    reused = reach.begin()
+    reused.connected = reused.reused = True
+    reach.on_end(reused)
+    assert await reach.is_unreachable_for_all(reach.begin())
+    reach.on_reached(reach.begin())
+    # The earlier result no longer counts.
+    assert not reach.is_known_unreachable()
+    clock.now += 29
+    assert not await reach.is_unreachable_for_all(reach.begin())
+    clock.now += 1
+    assert await reach.is_unreachable_for_all(reach.begin())
 
 
 def test_a_failed_attempt_waits_for_earlier_attempts_only() -> None:
@@ -68,18 +64,13 @@ def test_a_failed_attempt_waits_for_earlier_attempts_only() -> None:
         runner.run(main())
 
 
-def test_one_success_decides_for_all_waiting_attempts() -> None:
-    async def main() -> None:
-        reach = Reach(clock=Clock(), grace=1000)
-        attempts = [reach.begin() for _ in range(64)]
-        missed = [
-            asyncio.ensure_future(reach.is_unreachable_for_all(each)) for each in attempts[:63]
-        ]
-        await asyncio.sleep(0)
-        reach.on_reached(attempts[63])
-        assert await asyncio.gather(*missed) == [False] * 63
-
-    asyncio.run(main())
+async def test_one_success_decides_for_all_waiting_attempts() -> None:
+    reach = Reach(clock=Clock(), grace=1000)
+    attempts = [reach.begin() for _ in range(64)]
+    missed = [asyncio.ensure_future(reach.is_unreachable_for_all(each)) for each in attempts[:63]]
+    await asyncio.sleep(0)
+    reach.on_reached(attempts[63])
+    assert await asyncio.gather(*missed) == [False] * 63
 
 
 def test_the_wait_for_other_attempts_is_bounded() -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pyderp.certs.store import Store
 from pyderp.config import ACMETLS, ManualTLS
 from pyderp.errors import ConfigError
 from tests.server.certificates import write_pair
+from tests.waiting import until
 
 from .authority import FakeAuthority, issue
 from .handshake import NAME, context_of, presented
@@ -59,12 +60,6 @@ async def started(source: ACMECertificates) -> AsyncIterator[ACMECertificates]:
         yield source
     finally:
         await source.aclose()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (another thread's doing)
-            await asyncio.sleep(0.002)
 
 
 def names(leaf: bytes) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from pyderp import Client, ClientConfig, ConnectionClosed, Message, NetworkSettings, ServerInfo
@@ -239,13 +239,6 @@ async def until_closed(client: Client) -> tuple[list[Message], ConnectionClosed]
                 messages.append(await client.recv())
             except ConnectionClosed as e:
                 return messages, e
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until a condition holds for which there is no event."""
-    async with bounded():
-        while not condition():  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.001)
 
 
 class FakeLink(Link):

@@ -23,6 +23,7 @@ from pyderp import (
     is_transient,
 )
 from pyderp.wire.frames import FrameType
+from tests.waiting import until
 
 from .fakes import (
     DIRECT,
@@ -33,7 +34,6 @@ from .fakes import (
     fake_relay,
     linked,
     packet_frame,
-    until,
     until_closed,
 )
 

@@ -11,16 +11,9 @@ from pyderp import (
     ClientClosed,
 )
 from pyderp.wire.frames import FrameType
+from tests.waiting import until
 
-from .fakes import (
-    PEER,
-    Links,
-    bounded,
-    connected,
-    fake_relay,
-    linked,
-    until,
-)
+from .fakes import PEER, Links, bounded, connected, fake_relay, linked
 
 
 class TestClose:

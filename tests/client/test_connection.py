@@ -31,18 +31,9 @@ from pyderp.wire.frames import (
     pack_pong,
     pack_restarting,
 )
+from tests.waiting import until
 
-from .fakes import (
-    PEER,
-    RELAY,
-    FakeLink,
-    bounded,
-    frames_of,
-    over,
-    packet_frame,
-    server_info_frame,
-    until,
-)
+from .fakes import PEER, RELAY, FakeLink, bounded, frames_of, over, packet_frame, server_info_frame
 
 KIB = 1024
 

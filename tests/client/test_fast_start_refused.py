@@ -26,8 +26,9 @@ from pyderp.wire.frames import FrameType, pack_frame, pack_server_key
 from pyderp.wire.metacert import make_meta_certificate
 from pyderp.wire.upgrade import switching_protocols
 from tests.net.certificates import ROOT, certificate
+from tests.waiting import until
 
-from .fakes import DIRECT, PEER, RELAY, FakeRelay, Peer, bounded, fake_relay, packet_frame, until
+from .fakes import DIRECT, PEER, RELAY, FakeRelay, Peer, bounded, fake_relay, packet_frame
 
 META = make_meta_certificate(RELAY.public, now=datetime.now(UTC))
 TRUSTING = ClientConfig(

@@ -9,8 +9,9 @@ import pytest
 from pyderp import Client, ClientClosed, ClientConfig, ConnectionClosed, NodePrivate, NotConnected
 from pyderp.client import connection as module
 from pyderp.wire.frames import FrameType, pack_forward_packet
+from tests.waiting import until
 
-from .fakes import DIRECT, linked, until
+from .fakes import DIRECT, linked
 
 A, B = (NodePrivate.generate().public for _ in range(2))
 FRAMES = [pack_forward_packet(A, B, bytes((number,)) * 100) for number in range(50)]

@@ -27,8 +27,9 @@ from pyderp import (
 from pyderp.client import mesh as module
 from pyderp.keys import KEY_LEN
 from pyderp.wire.frames import FrameType, pack_frame, pack_peer_gone, pack_peer_present, pack_ping
+from tests.waiting import until
 
-from .fakes import DIRECT, RELAY, Links, Log, LoginLink, bounded, packet_frame, until
+from .fakes import DIRECT, RELAY, Links, Log, LoginLink, bounded, packet_frame
 
 MESH = MeshKey(bytes(range(32)))
 A, B, C = (NodePrivate.generate().public for _ in range(3))

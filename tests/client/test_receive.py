@@ -32,6 +32,7 @@ from pyderp.wire.frames import (
     pack_pong,
     pack_restarting,
 )
+from tests.waiting import until
 
 from .fakes import (
     PEER,
@@ -45,7 +46,6 @@ from .fakes import (
     over,
     packet_frame,
     server_info_frame,
-    until,
     until_closed,
 )
 

@@ -31,17 +31,9 @@ from pyderp import (
 from pyderp.client import reconnect as module
 from pyderp.client.reconnect import Backoff
 from pyderp.wire.frames import pack_restarting
+from tests.waiting import until
 
-from .fakes import (
-    DIRECT,
-    PEER,
-    Links,
-    Log,
-    bounded,
-    fake_relay,
-    packet_frame,
-    until,
-)
+from .fakes import DIRECT, PEER, Links, Log, bounded, fake_relay, packet_frame
 
 
 def test_the_nth_wait_is_n_squared_times_10_ms() -> None:

@@ -22,18 +22,9 @@ from pyderp.client import refusals
 from pyderp.testing import FaultyRelay
 from pyderp.wire.frames import pack_server_key
 from pyderp.wire.upgrade import switching_protocols
+from tests.waiting import until
 
-from .fakes import (
-    DIRECT,
-    RELAY,
-    Links,
-    bounded,
-    connects,
-    fake_relay,
-    linked,
-    packet_frame,
-    until,
-)
+from .fakes import DIRECT, RELAY, Links, bounded, connects, fake_relay, linked, packet_frame
 
 DIRECT_CONFIG = ClientConfig(network=DIRECT)
 GREETING = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)

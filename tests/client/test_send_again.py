@@ -8,8 +8,9 @@ import pytest
 
 from pyderp import CertificateError, ClientClosed, ConnectError, ConnectionClosed, ReceivedPacket
 from pyderp.wire.frames import FrameType
+from tests.waiting import until
 
-from .fakes import PEER, LoginLink, linked, packet_frame, until
+from .fakes import PEER, LoginLink, linked, packet_frame
 
 
 def sent(link: LoginLink) -> list[bytes]:

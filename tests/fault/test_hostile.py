@@ -32,6 +32,7 @@ from tests.server.dial import (
     until_gone,
 )
 from tests.server.ways import NAME, over_tls
+from tests.waiting import until
 
 Attack = Callable[[pyderp.Relay, Via, random.Random], Awaitable[None]]
 
@@ -236,9 +237,7 @@ async def test_a_thousand_half_open_connections_are_all_forgotten() -> None:
         for _, writer in streams:
             await hang_up(writer)
         core = relay._running()
-        async with asyncio.timeout(10):
-            while len(core.protocols) > 2:  # noqa: ASYNC110 (there is no event)
-                await asyncio.sleep(0.005)
+        await until(lambda: len(core.protocols) <= 2)
         assert len(core.timers) == 2
 
 

@@ -16,7 +16,8 @@ from pyderp.wire.frames import (
 )
 from tests.client.fakes import fake_relay
 from tests.server.dial import connect
-from tests.server.meshed import MESH, client_of, messages_so_far, node, until
+from tests.server.meshed import MESH, client_of, messages_so_far, node
+from tests.waiting import until
 
 BOUND, FLOOD = 50, 2_000
 

@@ -25,6 +25,7 @@ from pyderp.wire.upgrade import upgrade_request
 from tests.owntime import own_time
 from tests.server.dial import BOUND, Client, Via, clients, connect, passes
 from tests.server.ways import KINDS, way
+from tests.waiting import until
 
 PACKET = 64 * 1024
 
@@ -45,9 +46,7 @@ def waiting(core: ConnectionContext) -> list[int]:
 
 async def until_closed(core: ConnectionContext, left: int, bound: float) -> None:
     """Wait until only `left` connections remain."""
-    async with asyncio.timeout(bound):
-        while len(core.protocols) > left:  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.01)
+    await until(lambda: len(core.protocols) <= left)
 
 
 @asynccontextmanager
@@ -210,9 +209,7 @@ async def test_a_thousand_stalled_readers_cost_others_nothing_and_memory_is_boun
             sock, key = await mute(relay)
             stack.callback(sock.close)
             mutes.append(key)
-        async with asyncio.timeout(BOUND):
-            while relay.clients < count + 3:  # noqa: ASYNC110 (there is no event)
-                await asyncio.sleep(0.01)
+        await until(lambda: relay.clients >= count + 3)
         before = resident()
         delays: list[float] = []
         chatting = asyncio.ensure_future(chat(first, second, delays))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.server.dial import BOUND, Client, connect, hang_up
+from tests.waiting import until
 
 from .relays import KINDS, Kind, running
 
@@ -57,9 +58,7 @@ def reload(relay: Relay, path: Path, content: str) -> None:
 
 async def logged(relay: Relay, line: str, times: int = 1) -> None:
     """Wait until a relay has logged a line this many times."""
-    async with asyncio.timeout(BOUND):
-        while relay.log_text().count(line) < times:  # noqa: ASYNC110 (the log of another process)
-            await asyncio.sleep(0.01)
+    await until(lambda: relay.log_text().count(line) >= times)
 
 
 @pytest.mark.parametrize("kind", KINDS)

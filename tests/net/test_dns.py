@@ -102,59 +102,50 @@ async def test_hanging_look_ups_do_not_delay_others(monkeypatch: pytest.MonkeyPa
     await main()
 
 
-def test_a_host_has_one_thread_at_most(hanging: Hanging) -> None:
+async def test_a_host_has_one_thread_at_most(hanging: Hanging) -> None:
     """A cancelled caller leaves its look-up to the next caller; other hosts are answered."""
 
-    async def main() -> None:
-        for _ in range(40):
-            asking = ask()
-            await asyncio.sleep(0)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-        last = [ask(), ask(), ask("h", socket.AF_INET6), ask("other")]
-        await until_asked(hanging, 3)
-        assert sorted(hanging.asked) == [
-            ("h", socket.AF_INET),
-            ("h", socket.AF_INET6),
-            ("other", socket.AF_INET),
-        ]
-        last[0].cancel()
-        hanging.answer.set()
-        answers = await asyncio.gather(*last, return_exceptions=True)
-        assert isinstance(answers[0], asyncio.CancelledError)
-        assert answers[1:] == [[ip_address("192.0.2.1")]] * 3
-        assert answers[1] is not answers[2]
-        assert await system_resolver("h", socket.AF_INET) == [ip_address("192.0.2.1")]
-        assert hanging.asked[3:] == [("h", socket.AF_INET)]
-
-    asyncio.run(main())
+    for _ in range(40):
+        asking = ask()
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    last = [ask(), ask(), ask("h", socket.AF_INET6), ask("other")]
+    await until_asked(hanging, 3)
+    assert sorted(hanging.asked) == [
+        ("h", socket.AF_INET),
+        ("h", socket.AF_INET6),
+        ("other", socket.AF_INET),
+    ]
+    last[0].cancel()
+    hanging.answer.set()
+    answers = await asyncio.gather(*last, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1:] == [[ip_address("192.0.2.1")]] * 3
+    assert answers[1] is not answers[2]
+    assert await system_resolver("h", socket.AF_INET) == [ip_address("192.0.2.1")]
+    assert hanging.asked[3:] == [("h", socket.AF_INET)]
 
 
-def test_all_waiting_callers_get_the_failure(hanging: Hanging) -> None:
-    async def main() -> None:
-        asking = [ask("unknown"), ask("unknown")]
-        await until_asked(hanging, 1)
-        hanging.answer.set()
-        for each in await asyncio.gather(*asking, return_exceptions=True):
-            assert isinstance(each, socket.gaierror)
-        assert len(hanging.asked) == 1
-
-    asyncio.run(main())
+async def test_all_waiting_callers_get_the_failure(hanging: Hanging) -> None:
+    asking = [ask("unknown"), ask("unknown")]
+    await until_asked(hanging, 1)
+    hanging.answer.set()
+    for each in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(each, socket.gaierror)
+    assert len(hanging.asked) == 1
 
 
-def test_a_failure_without_a_waiting_caller_is_not_reported(
+async def test_a_failure_without_a_waiting_caller_is_not_reported(
     hanging: Hanging, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        asking = ask("unknown")
-        await until_asked(hanging, 1)
-        asking.cancel()
-        (look_up,) = (t for t in asyncio.all_tasks() if t.get_name() == "pyderp look-up of unknown")
-        hanging.answer.set()
-        await asyncio.wait([look_up])
-
-    asyncio.run(main())
+    asking = ask("unknown")
+    await until_asked(hanging, 1)
+    asking.cancel()
+    (look_up,) = (t for t in asyncio.all_tasks() if t.get_name() == "pyderp look-up of unknown")
+    hanging.answer.set()
+    await asyncio.wait([look_up])
     gc.collect()
     assert not caplog.records
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pyderp.net.link import TcpLink, link_over_socket
+from tests.waiting import until
 
 from .tlspeer import Sink
 
@@ -38,21 +39,15 @@ async def pair() -> AsyncIterator[tuple[TcpLink, socket.socket]]:
 
 
 async def until_closed(sock: socket.socket) -> None:
-    async with asyncio.timeout(BOUND):
-        while sock.fileno() >= 0:  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.001)
+    await until(lambda: sock.fileno() < 0)
 
 
 async def until_ended(sink: Sink) -> None:
-    async with asyncio.timeout(BOUND):
-        while not sink.ends:  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.001)
+    await until(lambda: sink.ends)
 
 
 async def until_has(sink: Sink, size: int) -> None:
-    async with asyncio.timeout(BOUND):
-        while sum(map(len, sink.chunks)) < size:  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.001)
+    await until(lambda: sum(map(len, sink.chunks)) >= size)
 
 
 def in_kernel(link: TcpLink) -> int:

@@ -15,6 +15,7 @@ from pyderp.addresses import IPAddress
 from pyderp.net.dns import Resolver
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
+from tests.waiting import until
 
 BOUND = 10.0
 Handler: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -58,9 +59,7 @@ class Sockets:
 
     async def closed(self) -> None:
         """Wait until all are closed; transports need a turn or two of the loop."""
-        async with asyncio.timeout(BOUND):
-            while any(sock.fileno() != -1 for sock in self.all):  # noqa: ASYNC110 (there is no event)
-                await asyncio.sleep(0)
+        await until(lambda: not any(sock.fileno() != -1 for sock in self.all))
 
 
 @contextlib.asynccontextmanager

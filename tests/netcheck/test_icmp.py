@@ -60,42 +60,38 @@ def ends() -> Iterator[tuple[PingSocket, socket.socket]]:
         yield fake, theirs
 
 
-def test_only_the_answer_to_the_echo_ends_the_wait(ends: tuple[PingSocket, socket.socket]) -> None:
+async def test_only_the_answer_to_the_echo_ends_the_wait(
+    ends: tuple[PingSocket, socket.socket],
+) -> None:
     """Go's TestPingerMismatch and TestPinger."""
 
-    async def main() -> None:
-        fake, kernel = ends
-        pinger = Pinger(lambda: fake)
-        loop = asyncio.get_running_loop()
-        waiting = asyncio.create_task(pinger.ping("192.0.2.1", b"900a"))
-        request = await loop.sock_recv(kernel, 100)
-        assert request == pack_echo(1, b"900a")
-        wrong = (reply(2, b"900a"), reply(1, b"900b"), reply(1, b"900a", kind=8), b"noise")
-        for packet in wrong:
-            kernel.send(packet)
-        while select.select([fake], [], [], 0)[0]:  # noqa: ASYNC110 (the pinger empties it)
-            await asyncio.sleep(0)
+    fake, kernel = ends
+    pinger = Pinger(lambda: fake)
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.create_task(pinger.ping("192.0.2.1", b"900a"))
+    request = await loop.sock_recv(kernel, 100)
+    assert request == pack_echo(1, b"900a")
+    wrong = (reply(2, b"900a"), reply(1, b"900b"), reply(1, b"900a", kind=8), b"noise")
+    for packet in wrong:
+        kernel.send(packet)
+    while select.select([fake], [], [], 0)[0]:  # noqa: ASYNC110 (the pinger empties it)
         await asyncio.sleep(0)
-        assert not waiting.done()
-        kernel.send(reply(1, b"900a"))
-        assert await waiting > 0
-        pinger.close()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    kernel.send(reply(1, b"900a"))
+    assert await waiting > 0
+    pinger.close()
 
-    asyncio.run(main())
 
-
-def test_closing_ends_waiting_pings(ends: tuple[PingSocket, socket.socket]) -> None:
+async def test_closing_ends_waiting_pings(ends: tuple[PingSocket, socket.socket]) -> None:
     """Go's TestPingerTimeout."""
 
-    async def main() -> None:
-        pinger = Pinger(lambda: ends[0])
-        waiting = asyncio.create_task(pinger.ping("192.0.2.1", b"x"))
-        await asyncio.sleep(0)
-        pinger.close()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-
-    asyncio.run(main())
+    pinger = Pinger(lambda: ends[0])
+    waiting = asyncio.create_task(pinger.ping("192.0.2.1", b"x"))
+    await asyncio.sleep(0)
+    pinger.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 def test_a_refusal_of_the_kernel_names_the_setting() -> None:

@@ -27,6 +27,7 @@ from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Message, ReceivedPacket, ServerInfo
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 from pyderp.wire.websocket import release_protocol
+from tests.waiting import until
 
 M = TypeVar("M")
 
@@ -310,9 +311,7 @@ async def clients(
 async def until_gone(relay: pyderp.Relay) -> None:
     """Wait until a relay has no connections left."""
     core = relay._running()
-    async with asyncio.timeout(BOUND):
-        while core.protocols:  # noqa: ASYNC110 (no event to wait for)
-            await asyncio.sleep(0.005)
+    await until(lambda: not core.protocols)
 
 
 async def passes(sender: Client, receiver: Client) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from pyderp import ClientConfig, NetworkSettings, NodePrivate, PeerGone, PeerGoneReason, RelayConfig
@@ -16,6 +15,7 @@ from pyderp.relay.router import Router
 from pyderp.server.app.relay import Relay
 from pyderp.server.mesh.links import Mesh, MeshStatus
 from pyderp.wire.messages import Message
+from tests.waiting import until
 
 from . import dial
 
@@ -143,10 +143,3 @@ async def messages_so_far(client: dial.Client) -> list[Message]:
 
 async def expect_gone(client: dial.Client, key: NodePublic, reason: int) -> None:
     assert await client.wait_for(PeerGone) == PeerGone(key, reason)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Run the loop until a condition holds that no event reports."""
-    async with asyncio.timeout(dial.BOUND):
-        while not condition():  # noqa: ASYNC110 (no event to wait for)
-            await asyncio.sleep(0.002)

@@ -189,45 +189,39 @@ def test_drop_next_does_not_change_losses_of_others() -> None:
     assert plan.drop_next["up"] == 0
 
 
-def test_half_a_frame_passes_before_the_end() -> None:
+async def test_half_a_frame_passes_before_the_end() -> None:
     """Once, and nothing after it."""
     out: list[bytes] = []
 
-    async def scenario() -> None:
-        pipe = make_pipe(FaultPlan(1), out.append, finish=lambda: out.append(b"the end"))
-        pipe.receive_data(PLAIN_HEAD + FRAMES[0] + FRAMES[1][:10])
-        pipe.receive_eof()
-        pipe.receive_eof()
-        pipe.put(b"late")
-
-    asyncio.run(scenario())
+    pipe = make_pipe(FaultPlan(1), out.append, finish=lambda: out.append(b"the end"))
+    pipe.receive_data(PLAIN_HEAD + FRAMES[0] + FRAMES[1][:10])
+    pipe.receive_eof()
+    pipe.receive_eof()
+    pipe.put(b"late")
     assert out == [PLAIN_HEAD, FRAMES[0], FRAMES[1][:10], b"the end"]
 
 
-def test_after_a_stop_nothing_passes() -> None:
+async def test_after_a_stop_nothing_passes() -> None:
     """Neither waiting nor new bytes, nor the rest of the same read; none is counted."""
     out: list[bytes] = []
 
-    async def scenario() -> None:
-        plan = FaultPlan(1, frozen=True)
-        pipe = make_pipe(plan, out.append)
-        pipe.receive_data(PLAIN_HEAD + FRAMES[0])
-        pipe.stop()
-        plan.frozen = False
-        pipe.run()
-        pipe.receive_data(FRAMES[1])
-        pipe.receive_eof()
-        assert out == []
+    plan = FaultPlan(1, frozen=True)
+    pipe = make_pipe(plan, out.append)
+    pipe.receive_data(PLAIN_HEAD + FRAMES[0])
+    pipe.stop()
+    plan.frozen = False
+    pipe.run()
+    pipe.receive_data(FRAMES[1])
+    pipe.receive_eof()
+    assert out == []
 
-        def deliver_and_stop(data: bytes) -> None:
-            out.append(data)
-            if data == FRAMES[0]:
-                pipe.stop()
+    def deliver_and_stop(data: bytes) -> None:
+        out.append(data)
+        if data == FRAMES[0]:
+            pipe.stop()
 
-        plan = FaultPlan(1)
-        pipe = make_pipe(plan, deliver_and_stop)
-        pipe.receive_data(PLAIN_HEAD + FRAMES[0] + FRAMES[1])
-        assert out == [PLAIN_HEAD, FRAMES[0]]
-        assert plan.counters.passed == 1
-
-    asyncio.run(scenario())
+    plan = FaultPlan(1)
+    pipe = make_pipe(plan, deliver_and_stop)
+    pipe.receive_data(PLAIN_HEAD + FRAMES[0] + FRAMES[1])
+    assert out == [PLAIN_HEAD, FRAMES[0]]
+    assert plan.counters.passed == 1

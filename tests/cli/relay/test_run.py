@@ -23,6 +23,7 @@ from tests.cli.process import BOUND, pyderp, running
 from tests.server.certificates import trusting_nobody, write_pair
 from tests.server.dial import connect, passes
 from tests.server.ways import NAME, over_tls
+from tests.waiting import until
 
 from .planning import planner
 
@@ -59,7 +60,7 @@ def test_a_relay_without_derp_does_not_log_that_it_admits_clients(tmp_path: Path
     assert "DERP map" not in process.text
 
 
-def test_a_relay_serves_and_logs_its_address_and_key(tmp_path: Path) -> None:
+async def test_a_relay_serves_and_logs_its_address_and_key(tmp_path: Path) -> None:
     key_file = tmp_path / "sub" / "relay.key"
     mesh_file = tmp_path / "mesh.key"
     mesh_file.write_text(f"  {'AB' * 32}\n")
@@ -76,18 +77,15 @@ def test_a_relay_serves_and_logs_its_address_and_key(tmp_path: Path) -> None:
         assert document["PrivateKey"] not in process.text
         assert "abab" not in process.text.lower()
 
-        async def main() -> None:
-            first = await connect(address, mesh_key=MeshKey.parse("ab" * 32))
-            second = await connect(address)
-            assert first.session.server_key == key.public
-            await passes(second, first)
-            first.session.watch_conns()
-            first.write()
-            await first.wait_for(PeerPresent)
-            await first.aclose()
-            await second.aclose()
-
-        asyncio.run(main())
+        first = await connect(address, mesh_key=MeshKey.parse("ab" * 32))
+        second = await connect(address)
+        assert first.session.server_key == key.public
+        await passes(second, first)
+        first.session.watch_conns()
+        first.write()
+        await first.wait_for(PeerPresent)
+        await first.aclose()
+        await second.aclose()
         process.signal(signal.SIGTERM)
         assert process.end() == 0
     with running("--dev", *LOCAL, "-c", key_file) as process:
@@ -199,19 +197,16 @@ def test_behind_a_proxy_the_map_is_logged(tmp_path: Path) -> None:
         process.wait_for("WARNING STUN answers this machine only")
 
 
-def test_tls_flags_beside_dev_are_used(tmp_path: Path) -> None:
+async def test_tls_flags_beside_dev_are_used(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     with running(*secure(tmp_path)) as process:
         address = process.address()
         assert f"https://{NAME}:{address[1]}/derp" in process.text
 
-        async def main() -> None:
-            first, second = [await connect(address, via=over_tls()) for _ in range(2)]
-            await passes(first, second)
-            await first.aclose()
-            await second.aclose()
-
-        asyncio.run(main())
+        first, second = [await connect(address, via=over_tls()) for _ in range(2)]
+        await passes(first, second)
+        await first.aclose()
+        await second.aclose()
 
 
 def test_an_address_as_hostname_makes_a_certificate_and_prints_its_pin(tmp_path: Path) -> None:
@@ -278,24 +273,21 @@ def test_tls_1_1_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("drain", ["0", "0.5"])
-def test_a_signal_sends_restarting_closes_clients_and_exits_0(
+async def test_a_signal_sends_restarting_closes_clients_and_exits_0(
     number: signal.Signals, drain: str
 ) -> None:
     with running("--dev", *LOCAL, "--drain", drain) as process:
         address = process.address()
 
-        async def main() -> None:
-            clients = [await connect(address) for _ in range(5)]
-            process.signal(number)
-            for client in clients:
-                restarting = await client.wait_for(Restarting)
-                assert restarting.reconnect_in <= float(drain)
-                assert restarting.try_for == 60
-            for client in clients:
-                await client.closed()
-                await client.aclose()
-
-        asyncio.run(main())
+        clients = [await connect(address) for _ in range(5)]
+        process.signal(number)
+        for client in clients:
+            restarting = await client.wait_for(Restarting)
+            assert restarting.reconnect_in <= float(drain)
+            assert restarting.try_for == 60
+        for client in clients:
+            await client.closed()
+            await client.aclose()
         assert process.end() == 0
         assert f"{number.name}: stopping" in process.text
         assert "stopped" in process.text
@@ -311,24 +303,21 @@ def test_by_default_closes_are_spread_over_five_seconds() -> None:
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
+async def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
     with running("--dev", *LOCAL, "--drain", "3600") as process:
         address = process.address()
 
-        async def main() -> None:
-            # One of the two is closed at once, and the other after half an hour.
-            clients = [await connect(address) for _ in range(2)]
-            process.signal(signal.SIGTERM)
-            for client in clients:
-                await client.wait_for(Restarting)
-            assert process.popen.poll() is None
-            process.signal(second)
-            assert process.end() == 0
-            for client in clients:
-                await client.closed()
-                await client.aclose()
-
-        asyncio.run(main())
+        # One of the two is closed at once, and the other after half an hour.
+        clients = [await connect(address) for _ in range(2)]
+        process.signal(signal.SIGTERM)
+        for client in clients:
+            await client.wait_for(Restarting)
+        assert process.popen.poll() is None
+        process.signal(second)
+        assert process.end() == 0
+        for client in clients:
+            await client.closed()
+            await client.aclose()
         assert f"{second.name} again: exiting at once" in process.text
 
 
@@ -343,16 +332,14 @@ async def test_a_stopping_relay_does_not_reload(
         loads.append(1)
         raise ConfigError("not now")
 
-    async def until(text: str) -> None:
-        async with asyncio.timeout(20):
-            while text not in caplog.text:  # noqa: ASYNC110 (logging has no event)
-                await asyncio.sleep(0.001)
+    async def logged(text: str) -> None:
+        await until(lambda: text in caplog.text)
 
     async def main() -> None:
         serving = asyncio.create_task(_serve(plan, load))
-        await until("admits every client")
+        await logged("admits every client")
         signal.raise_signal(signal.SIGHUP)
-        await until("settings not reloaded")
+        await logged("settings not reloaded")
         assert len(loads) == 1
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
@@ -363,16 +350,13 @@ async def test_a_stopping_relay_does_not_reload(
     await main()
 
 
-def test_a_stopping_relay_takes_no_new_connections() -> None:
+async def test_a_stopping_relay_takes_no_new_connections() -> None:
     with running("--dev", *LOCAL, "--drain", "3600") as process:
         address = process.address()
 
-        async def main() -> None:
-            client = await connect(address)
-            process.signal(signal.SIGTERM)
-            await client.wait_for(Restarting)
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(address, timeout=5).close()
-            await client.aclose()
-
-        asyncio.run(main())
+        client = await connect(address)
+        process.signal(signal.SIGTERM)
+        await client.wait_for(Restarting)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5).close()
+        await client.aclose()

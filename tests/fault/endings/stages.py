@@ -20,6 +20,7 @@ from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.frames import FrameType, frame_header
 from tests.server.dial import Client, Via, connect, drained, hang_up, open_stream, start_login
 from tests.server.ways import KINDS
+from tests.waiting import until
 
 from .controller import Controller
 
@@ -40,12 +41,6 @@ BALANCER: Final = "PROXY, "
 """Prefix of transports through a load balancer."""
 V1: Final = b"PROXY TCP4 192.0.2.7 198.51.100.2 4711 443\r\n"
 _HALF_A_HELLO: Final = b"\x16\x03\x01\x02\x00\x01\x00"
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.001)
 
 
 class Decision:

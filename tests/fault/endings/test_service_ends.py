@@ -28,6 +28,7 @@ from tests.admission.fakes import CLOSE, STALL, identity, response
 from tests.certs.authority import FakeAuthority
 from tests.certs.test_acme import source_of
 from tests.leftovers import none_left
+from tests.waiting import until
 
 from . import peer as peers
 from .controller import Controller
@@ -35,12 +36,6 @@ from .test_client_calls import RESOLVERS, peer_at
 from .test_client_ends import SHORT
 
 Ending: TypeAlias = Callable[[], Awaitable[None]]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (there is no event)
-            await asyncio.sleep(0.001)
 
 
 # STUN

@@ -11,8 +11,9 @@ from pyderp.testing import FaultyRelay
 from tests.leftovers import none_left
 from tests.server.certificates import trusting_nobody
 from tests.server.dial import Via, connect, hang_up, open_stream, until_gone
+from tests.waiting import until
 
-from .stages import Line, line, until
+from .stages import Line, line
 
 Reach: TypeAlias = Callable[[FaultyRelay, Via], Awaitable[Line]]
 Cause: TypeAlias = Callable[[FaultyRelay, Line], Awaitable[object]]

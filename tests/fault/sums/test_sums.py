@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
+from tests.waiting import until
 
 from .conftest import Sums
 from .junk import JUNK, Junk, garble
@@ -296,9 +297,7 @@ def test_a_stop_under_load_loses_no_packet_that_counts_as_sent(sums: Sums) -> No
         sending = [
             asyncio.create_task(run.blast(peer, keys, rounds=10**9, pings=False)) for peer in peers
         ]
-        async with asyncio.timeout(BOUND):
-            while run.ledger.delivered.packets < 500:  # noqa: ASYNC110 (there is no event)
-                await asyncio.sleep(0.01)
+        await until(lambda: run.ledger.delivered.packets >= 500)
         run.relay.signal(signal.SIGTERM)
         await asyncio.gather(*(peer.until_end() for peer in peers), *sending)
         totals = await run.relay.ends()

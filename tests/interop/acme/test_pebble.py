@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pyderp.config import ACMETLS
 from pyderp.keys import NodePrivate
 from tests.certs.serve import Served, connected, serving
 from tests.interop.ports import free_port
+from tests.waiting import until
 
 from .pebble import Pebble, running
 
@@ -55,12 +55,6 @@ async def served(source: ACMECertificates, pebble: Pebble) -> AsyncIterator[Serv
     """Serve on the ports that Pebble asks."""
     async with serving(source, http_port=pebble.http_port, tls_port=pebble.tls_port) as ports:
         yield ports
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (another process has no event)
-            await asyncio.sleep(0.01)
 
 
 def names(leaf: bytes) -> tuple[str, ...]:

@@ -131,12 +131,5 @@ async def talk(a: Client, b: Client) -> None:
         await deliver(b, a, b"from b to a")
 
 
-async def until(condition: Callable[[], bool], seconds: float = BOUND) -> None:
-    """Wait until a condition holds for which there is no event."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (the condition lies outside of this loop)
-            await asyncio.sleep(0.02)
-
-
 def key() -> NodePrivate:
     return NodePrivate.generate()

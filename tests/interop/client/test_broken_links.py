@@ -22,18 +22,9 @@ from tests.interop.peers import need
 from tests.interop.relays import KINDS, Kind, Relay, running
 from tests.interop.tailscaled.namespaces import HUB_ADDRESS, Namespace, Network, private_network
 from tests.interop.tailscaled.peers import need_namespaces
+from tests.waiting import until
 
-from .support import (
-    EACH_KIND_ONCE,
-    clients,
-    config,
-    deliver,
-    next_of,
-    node,
-    region,
-    until,
-    within,
-)
+from .support import EACH_KIND_ONCE, clients, config, deliver, next_of, node, region, within
 
 pytestmark = EACH_KIND_ONCE
 

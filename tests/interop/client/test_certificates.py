@@ -9,9 +9,10 @@ import pytest
 
 from pyderp import CertificateError, Client, ConnectError, PinMismatch, TLSConfig, is_transient
 from tests.interop.relays import KINDS, Kind, Relay
+from tests.waiting import until
 
 from .recorder import Recorder, recording
-from .support import NO_ROOTS, GetRelay, config, node, region, talk, until, url, within
+from .support import NO_ROOTS, GetRelay, config, node, region, talk, url, within
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 

@@ -16,6 +16,7 @@ from pyderp.wire.metacert import make_meta_certificate
 from tests.interop.relays import Kind, Relay
 from tests.net.certificates import to_pem
 from tests.server.certificates import write_pair
+from tests.waiting import until
 
 from .programs import Program, haproxy, nginx
 from .recorder import recording
@@ -28,7 +29,6 @@ from .support import (
     config,
     deliver,
     next_of,
-    until,
     url,
     within,
 )

@@ -21,20 +21,10 @@ from pyderp import (
     watch_mesh,
 )
 from tests.interop.relays import KINDS, Kind, Relay
+from tests.waiting import until
 
 from .recorder import recording
-from .support import (
-    MESH,
-    GetRelay,
-    clients,
-    config,
-    deliver,
-    key,
-    next_of,
-    until,
-    url,
-    within,
-)
+from .support import MESH, GetRelay, clients, config, deliver, key, next_of, url, within
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 

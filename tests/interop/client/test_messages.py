@@ -23,6 +23,7 @@ from pyderp import (
     ServerInfo,
 )
 from tests.interop.relays import KINDS, OLDER, Kind, Relay, Setup, each_derper, running
+from tests.waiting import until
 
 from .support import (
     BOUND,
@@ -37,7 +38,6 @@ from .support import (
     plain_region,
     region,
     settled,
-    until,
     url,
     within,
 )

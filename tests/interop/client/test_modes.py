@@ -11,6 +11,7 @@ import pytest
 from pyderp import Client, ClientConfig, ConnectError, ServerInfo, dial_region_tls
 from pyderp.net.websocket import WebSocketLink
 from tests.interop.relays import KINDS, Kind, Relay, Setup
+from tests.waiting import until
 
 from .recorder import recording
 from .support import (
@@ -23,7 +24,6 @@ from .support import (
     plain_region,
     region,
     talk,
-    until,
     url,
     within,
 )

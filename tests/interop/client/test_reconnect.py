@@ -19,19 +19,10 @@ from pyderp import (
     ServerInfo,
 )
 from tests.interop.relays import KINDS, NEWER, Kind, Relay, Setup, running
+from tests.waiting import until
 
 from .recorder import recording
-from .support import (
-    GetRelay,
-    clients,
-    config,
-    next_of,
-    node,
-    plain_region,
-    region,
-    until,
-    url,
-)
+from .support import GetRelay, clients, config, next_of, node, plain_region, region, url
 
 CRASHES = 2
 DRAIN = 1.0

@@ -19,6 +19,7 @@ from pyderp import Client, ClientConfig, ConnectionClosed, ReceivedPacket, Resta
 from pyderp.errors import ConnectError
 from tests.cli.process import BOUND, environment
 from tests.interop.client.support import DIRECT
+from tests.waiting import until
 
 _POLL = 0.02
 
@@ -191,10 +192,3 @@ async def until_received(talkers: Sequence[Talker], since: float | None = None) 
     moment = time.monotonic() if since is None else since
     for talker in talkers:
         await until(lambda t=talker: any(float(d) >= moment for _, d in t.received[-50:]))  # type: ignore[misc]  # mypy infers no type for t
-
-
-async def until(condition: Callable[[], bool], bound: float = BOUND) -> None:
-    """Wait until a condition holds for which there is no event."""
-    async with asyncio.timeout(bound):
-        while not condition():  # noqa: ASYNC110 (the condition lies outside of this loop)
-            await asyncio.sleep(_POLL)

@@ -14,8 +14,9 @@ import pytest
 
 from pyderp import ConnectError
 from tests.cli.process import BOUND
+from tests.waiting import until
 
-from .support import Service, Talker, service, talking, until, until_received
+from .support import Service, Talker, service, talking, until_received
 
 FILES = 120
 FLOOD = 300

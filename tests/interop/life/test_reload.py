@@ -13,9 +13,10 @@ import pyderp
 from pyderp import Client, ClientConfig, NodePrivate, ReceivedPacket, RelayConfig
 from pyderp.errors import ConnectError, ConnectionClosed
 from tests.cli.process import BOUND
-from tests.interop.client.support import DIRECT, MESH, NO_ROOTS, next_of, until
+from tests.interop.client.support import DIRECT, MESH, NO_ROOTS, next_of
 from tests.interop.relays import MESH_KEY
 from tests.server.certificates import trusting_nobody, write_pair
+from tests.waiting import until
 
 from .support import Service, plain_config, service
 

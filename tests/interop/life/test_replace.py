@@ -14,8 +14,9 @@ from typing import TypeAlias
 import pytest
 
 from tests.interop.front.seen import connections
+from tests.waiting import until
 
-from .support import Service, Talker, service, talking, until, until_received
+from .support import Service, Talker, service, talking, until_received
 
 TALKERS = 16
 DRAIN = 0.6

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pyderp.server.app.relay import Relay
 from pyderp.server.trouble import Part
 from tests.certs.authority import issue
 from tests.server import dial
+from tests.waiting import until
 
 
 def closed_port() -> int:
@@ -32,12 +32,6 @@ async def plain(address: tuple[str, int], target: str, host: str = "localhost") 
     answer = await dial.drained(reader)
     await dial.hang_up(writer)
     return answer
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(40):
-        while not condition():  # noqa: ASYNC110 (another task's doing)
-            await asyncio.sleep(0.01)
 
 
 def dial_anything() -> ssl.SSLContext:

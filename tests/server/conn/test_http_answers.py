@@ -17,6 +17,7 @@ from pyderp.server.conn.sockets import listen
 from pyderp.server.site.routes import relay_routes
 from pyderp.wire.http import Request, Response, Routes, StreamedResponse, text_response
 from tests.server.dial import drained, hang_up, open_stream, until_gone
+from tests.waiting import until
 
 
 class Stage:
@@ -193,9 +194,7 @@ async def test_a_stream_waits_for_its_reader() -> None:
         writer.write(get("/flood"))
         await stage.begun.wait()
         core = relay._running()
-        async with asyncio.timeout(10):
-            while not core.stalled:  # noqa: ASYNC110 (no event to wait for)
-                await asyncio.sleep(0.01)
+        await until(lambda: core.stalled)
         transport = next(iter(core.protocols)).transport
         assert transport is not None
         assert transport.get_write_buffer_size() < 300_000

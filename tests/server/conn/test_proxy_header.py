@@ -17,6 +17,7 @@ from pyderp.wire.upgrade import upgrade_request
 from tests.server.app.test_relay import ask, get
 from tests.server.dial import Client, drained, hang_up, open_stream, passes, until_gone
 from tests.server.ways import over_tls
+from tests.waiting import until
 
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.2 4711 443\r\n"
 V2 = (
@@ -114,6 +115,4 @@ async def test_a_silent_client_does_not_delay_the_end() -> None:
 
 
 async def _until_accepted(relay: pyderp.Relay) -> None:
-    async with asyncio.timeout(10):
-        while not relay._running().protocols:  # noqa: ASYNC110 (no event to wait for)
-            await asyncio.sleep(0.001)
+    await until(lambda: relay._running().protocols)

@@ -84,22 +84,19 @@ def test_an_entry_without_a_dial_host_has_no_dialer() -> None:
     assert parse_mesh_host("a").dialer(NetworkSettings()) is None
 
 
-def test_a_dial_host_is_dialed_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_host_is_dialed_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in the operator's own network; only the port is taken from the URL."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
 
-    async def main() -> None:
-        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        dialer = parse_mesh_host(f"nowhere.invalid:{port}/127.0.0.1").dialer(None)
-        assert dialer is not None
-        async with asyncio.timeout(5):
-            link = await dialer("nowhere.invalid", port)
-            assert isinstance(link, Link)
-            assert link.remote_address == ("127.0.0.1", port)
-            assert await link.read() == b""
-        link.abort()
-        server.close()
-        await server.wait_closed()
-
-    asyncio.run(main())
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    dialer = parse_mesh_host(f"nowhere.invalid:{port}/127.0.0.1").dialer(None)
+    assert dialer is not None
+    async with asyncio.timeout(5):
+        link = await dialer("nowhere.invalid", port)
+        assert isinstance(link, Link)
+        assert link.remote_address == ("127.0.0.1", port)
+        assert await link.read() == b""
+    link.abort()
+    server.close()
+    await server.wait_closed()

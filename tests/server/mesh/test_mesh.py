@@ -22,8 +22,8 @@ from tests.server.meshed import (
     meshed,
     messages_so_far,
     node,
-    until,
 )
+from tests.waiting import until
 
 DISCO = DISCO_MAGIC + bytes(DISCO_MIN_LEN)
 UNKNOWN = NodePrivate.generate().public

@@ -36,8 +36,8 @@ from tests.server.meshed import (
     meshed,
     messages_so_far,
     node,
-    until,
 )
+from tests.waiting import until
 
 A, B = (NodePrivate.generate().public for _ in range(2))
 OTHER_KEY = MeshKey(bytes(32)[:-1] + b"\1")

@@ -8,7 +8,7 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import Any
@@ -26,6 +26,7 @@ from pyderp.server.services import bootstrap
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.txt import system_txt
 from pyderp.wire.http import BROWSER_HEADERS, Request, Response
+from tests.waiting import until
 
 
 class Names:
@@ -75,11 +76,6 @@ def ask(served: BootstrapDNS, name: str = "", remote: str = "1.2.3.4") -> Any:
 def response(served: BootstrapDNS, name: str = "", remote: str = "") -> Response:
     target = f"/bootstrap-dns?q={name}" if name else "/bootstrap-dns"
     return served.answer(Request("GET", target, "1.1", [], remote=remote))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 (no event to wait for)
-        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -176,7 +172,7 @@ async def test_names_that_hang_do_not_delay_others(
             await until(lambda: len(ask(served)) == 12)
             names.hanging.update(("a", "slow0"))
             asked = len(names.asked)
-            await until(lambda: names.asked[asked:].count("a") == 3)
+            await until(lambda: names.asked[asked:].count("a") >= 3)
             assert len(ask(served)) == 12
             assert ask(served, "slow0") == {"slow0": ["192.0.2.2"]}
 
@@ -210,7 +206,7 @@ async def test_only_an_answer_without_addresses_removes_a_name(
         await until(lambda: len(ask(served) or ()) == 2)
         names.errors["a"] = error
         asked = len(names.asked)
-        await until(lambda: names.asked[asked:].count("b") == 3)
+        await until(lambda: names.asked[asked:].count("b") >= 3)
         assert ("a" in ask(served)) is stays
         assert (ask(served, "a") == {"a": ["192.0.2.1"]}) is stays
 
@@ -226,7 +222,7 @@ async def test_a_percentage_stays_while_its_record_cannot_be_looked_up(
         await until(lambda: ask(served, "new") == {"new": ["192.0.2.9"]})
         names.errors["share"] = DialError("no name server answers")
         asked = len(names.asked)
-        await until(lambda: names.asked[asked:].count("share") == 3)
+        await until(lambda: names.asked[asked:].count("share") >= 3)
         assert ask(served, "new") == {"new": ["192.0.2.9"]}
         names.errors["share"] = NameNotFound("no such record")
         await until(lambda: ask(served, "new") == "")
@@ -251,7 +247,7 @@ async def test_closing_during_a_look_up_leaves_no_task() -> None:
     names.hanging.add("slow")
     served = make(names, published="slow")
     async with started(served):
-        await until(lambda: names.hung == 1)
+        await until(lambda: names.hung >= 1)
     assert names.hung == 0
     await served.aclose()
 
@@ -264,7 +260,7 @@ async def test_an_unexpected_error_ends_only_one_look_up(
     names = Names(a=["192.0.2.1"], n=["192.0.2.9"], t=[3])  # type: ignore[list-item] # meant
     served = make(names, published="a", unpublished="n/t")
     async with started(served):
-        await until(lambda: names.asked.count("t") == 2)
+        await until(lambda: names.asked.count("t") >= 2)
         assert ask(served) == {"a": ["192.0.2.1"]}
         names.names["t"] = ["100"]
         await until(lambda: ask(served, "n") == {"n": ["192.0.2.9"]})

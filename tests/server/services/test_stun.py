@@ -6,7 +6,6 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,6 +15,7 @@ from pyderp.errors import ConfigError
 from pyderp.server.services import stun
 from pyderp.server.services.stun import StunServer, stun_sockets
 from pyderp.wire.stun import pack_request, parse_response_untrusted
+from tests.waiting import until
 
 TX = b"transaction!"
 REQUEST = pack_request(TX)
@@ -36,12 +36,6 @@ async def exchange(sock: socket.socket, *datagrams: bytes) -> bytes:
     for datagram in datagrams:
         sock.send(datagram)
     return await asyncio.to_thread(sock.recv, 2048)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Run the loop until a condition holds."""
-    while not condition():  # noqa: ASYNC110 (no event to wait for)
-        await asyncio.sleep(0)
 
 
 class Serving:

@@ -159,17 +159,14 @@ def test_the_loop_runs_other_tasks_while_ten_thousand_are_listed() -> None:
     assert longest < 0.5
 
 
-def test_a_reader_may_stop_in_the_middle() -> None:
+async def test_a_reader_may_stop_in_the_middle() -> None:
     served = [FakeServed(client(number)) for number in range(300)]
 
-    async def main() -> None:
-        for stream in (connections_as_html(bare(*served), ""), connections_as_json(bare(*served))):
-            async with aclosing(stream) as chunks:
-                assert await anext(chunks)
-            with pytest.raises(StopAsyncIteration):
-                await anext(stream)
-
-    asyncio.run(main())
+    for stream in (connections_as_html(bare(*served), ""), connections_as_json(bare(*served))):
+        async with aclosing(stream) as chunks:
+            assert await anext(chunks)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
 
 
 def test_a_connection_may_end_while_it_is_listed() -> None:

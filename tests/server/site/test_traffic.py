@@ -13,6 +13,7 @@ from pyderp import RelayConfig
 from pyderp.server.site.connections import traffic
 from pyderp.wire.messages import ReceivedPacket
 from tests.server import dial
+from tests.waiting import until
 
 from .world import FakeServed, bare, client
 
@@ -72,9 +73,7 @@ async def test_busy_clients_are_listed_until_the_reader_leaves(
         growth = second[str(a.key)]["Recv"] - first[str(a.key)]["Recv"]
         assert 500 < growth < 600
         await dial.hang_up(writer)
-        async with asyncio.timeout(dial.BOUND):
-            while relay._running()._tasks:  # noqa: ASYNC110 (no event to wait for)
-                await asyncio.sleep(0.005)
+        await until(lambda: not relay._running()._tasks)
 
 
 async def test_a_relay_that_stops_ends_the_stream() -> None:
@@ -86,34 +85,30 @@ async def test_a_relay_that_stops_ends_the_stream() -> None:
     await dial.hang_up(writer)
 
 
-def test_a_client_without_a_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_without_a_tcp_connection_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 0)
 
-    async def main() -> None:
-        view = bare(FakeServed(client()), FakeServed())
-        async with aclosing(traffic(view)) as chunks:
-            assert [await anext(chunks) for _ in range(3)] == [b"\n"] * 3
-
-    asyncio.run(main())
+    view = bare(FakeServed(client()), FakeServed())
+    async with aclosing(traffic(view)) as chunks:
+        assert [await anext(chunks) for _ in range(3)] == [b"\n"] * 3
 
 
-def test_the_stream_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_stream_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 3600)
 
-    async def main() -> None:
-        async def read() -> None:
-            async with aclosing(traffic(bare())) as chunks:
-                async for _ in chunks:
-                    waiting.set()
+    async def read() -> None:
+        async with aclosing(traffic(bare())) as chunks:
+            async for _ in chunks:
+                waiting.set()
 
-        waiting = asyncio.Event()
-        task = asyncio.get_running_loop().create_task(read())
-        await waiting.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    waiting = asyncio.Event()
+    task = asyncio.get_running_loop().create_task(read())
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("senders", [0, 1, 5, 100])
