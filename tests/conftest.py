@@ -11,10 +11,12 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import hypothesis
 import pytest
 import uvloop
 from _pytest.faulthandler import fault_handler_stderr_fd_key
@@ -22,6 +24,7 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 from pyderp import ManualTLS
 from pyderp.native import NativeUse, installed_version, load
 
+from .owntime import own_time
 from .server.certificates import write_pair
 from .server.ways import NAME
 
@@ -60,6 +63,9 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.modules["pyderp_fast"] = None  # type: ignore[assignment]  # so importing it fails
         os.environ["PYDERP_NATIVE"] = "off"
     load(use)
+    # A busy machine may need longer than the 200 ms that Hypothesis gives each example.
+    hypothesis.settings.register_profile("pyderp", deadline=None)
+    hypothesis.settings.load_profile("pyderp")
 
 
 def pytest_report_header() -> str:
@@ -124,7 +130,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test):
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    names = inspect.signature(test).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
     cast("Run", pyfuncitem.funcargs["on_loop"])(test(**arguments))
     return True
 
@@ -152,6 +159,13 @@ def must_end(config: pytest.Config) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _as_text(context: dict[str, Any]) -> str:
+    """What a loop reports to its exception handler, with the traceback."""
+    error = context.get("exception")
+    trace = "" if error is None else "".join(traceback.format_exception(error))
+    return f"{context.get('message')}\n{trace}"
+
+
 @pytest.fixture
 def on_loop(request: pytest.FixtureRequest) -> Iterator[Run]:
     """Run a coroutine on a loop; an error that only the loop caught fails the test."""
@@ -159,16 +173,27 @@ def on_loop(request: pytest.FixtureRequest) -> Iterator[Run]:
     runner = asyncio.Runner(loop_factory=LOOPS[request.param])
     runner.get_loop().set_exception_handler(lambda _, context: caught.append(context))
 
-    async def bounded(main: Coroutine[Any, Any, None]) -> None:
-        async with asyncio.timeout(BOUND):
-            await main
+    async def bounded(main: Coroutine[Any, Any, object]) -> None:
+        late = f"it did not end within {BOUND:g} s"
+        begin = own_time()
+        try:
+            async with asyncio.timeout(BOUND) as limit:
+                result = await main
+        except TimeoutError:
+            if limit.expired():
+                pytest.fail(late)
+            raise
+        # It blocked the loop, or swallowed the cancellation.
+        assert own_time() - begin < BOUND, late
+        assert result is None, f"a test returns nothing, and this one returned {result!r}"
 
     yield lambda main: runner.run(bounded(main))
     with must_end(request.config):
         runner.close()
     # A transport that was not closed warns here, and not in the middle of a later test.
     gc.collect()
-    assert not caught
+    if caught:
+        pytest.fail("the loop caught:\n" + "\n".join(map(_as_text, caught)), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

@@ -76,3 +76,97 @@ def test_a_loop_that_does_not_close_is_a_failure_with_its_stack(
         assert "crashed while running" in done.stdout
         # The body of the test had passed.
         assert "1 failed, 3 passed" in done.stdout
+
+
+ASYNC_TESTS = """
+import asyncio
+import time
+
+import pytest
+
+from tests import conftest
+
+conftest.BOUND = 0.3
+
+
+async def test_passes():
+    await asyncio.sleep(0)
+
+
+@pytest.mark.both_loops
+async def test_twice():
+    pass
+
+
+@pytest.mark.parametrize("number", [1, 2])
+class TestClass:
+    async def test_method(self, number, tmp_path):
+        assert number == 1
+
+
+@pytest.fixture
+def made(on_loop):
+    made = []
+
+    async def make():
+        made.append(asyncio.get_running_loop())
+
+    on_loop(make())
+    return made
+
+
+async def test_a_fixture_on_the_loop(made):
+    assert made == [asyncio.get_running_loop()]
+
+
+async def test_hangs():
+    await asyncio.Event().wait()
+
+
+async def test_blocks():
+    time.sleep(0.4)
+
+
+async def test_returns():
+    return 3
+
+
+async def test_an_error_in_a_callback():
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0)
+"""
+OUTCOMES = {
+    "PASSED test_passes[asyncio]",
+    "PASSED test_twice[asyncio]",
+    "PASSED test_twice[uvloop]",
+    "PASSED TestClass::test_method[asyncio-1]",
+    "FAILED TestClass::test_method[asyncio-2]",
+    "PASSED test_a_fixture_on_the_loop[asyncio]",
+    "FAILED test_hangs[asyncio]",
+    "FAILED test_blocks[asyncio]",
+    "FAILED test_returns[asyncio]",
+    "PASSED test_an_error_in_a_callback[asyncio]",
+    "ERROR test_an_error_in_a_callback[asyncio]",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loops", ["chosen", "both"])
+def test_async_tests_run_on_their_loops_and_within_the_bound(tmp_path: Path, loops: str) -> None:
+    file = tmp_path / "test_async.py"
+    file.write_text(ASYNC_TESTS)
+    command = [sys.executable, "-m", "pytest", "-c", f"{ROOT}/pyproject.toml", "-q", "-rA"]
+    command += ["-p", "tests.conftest", "-p", "no:cacheprovider"]
+    command += [f"--rootdir={ROOT}", f"--loops={loops}", str(file)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=BOUND
+    )
+    found = set(re.findall(r"^((?:PASSED|FAILED|ERROR) )\S*?::(\S+)", done.stdout, re.MULTILINE))
+    outcomes = {"".join(each) for each in found}
+    if loops == "chosen":
+        assert outcomes == OUTCOMES
+    else:
+        on_uvloop = {each.replace("asyncio", "uvloop") for each in OUTCOMES}
+        assert outcomes == OUTCOMES | on_uvloop
+    assert "it did not end within 0.3 s" in done.stdout
+    assert "ZeroDivisionError" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -466,6 +467,21 @@ class TestPings:
         assert isinstance(result[0], asyncio.CancelledError)
 
 
+def virtual_clock() -> Callable[[float], Awaitable[None]]:
+    """Let seconds pass on the running loop of asyncio only when the result is called."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    loop.time = lambda: now  # type: ignore[method-assign]
+
+    async def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    return pass_time
+
+
 class TestSilence:
     """A silent relay is given up."""
 
@@ -480,33 +496,33 @@ class TestSilence:
         assert stats.disconnects == {"timeout": 1}
         assert link.aborted
 
+    @pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
     async def test_any_byte_counts(self) -> None:
         """A part of a frame keeps the connection as well."""
+        pass_time = virtual_clock()
         link = FakeLink()
-        connection = over(link, receive_timeout=0.2)
-        frame = packet_frame(bytes(100))
-        loop = asyncio.get_running_loop()
-        end = loop.time() + 0.5
-        at = 0
-        while loop.time() < end:
-            link.feed(frame[at : at + 1])
-            at += 1
-            await asyncio.sleep(0.01)
+        connection = over(link, receive_timeout=0.05)
+        for byte in packet_frame(bytes(60)):
+            await pass_time(0.04)
+            link.feed(bytes([byte]))
         assert not connection.ended
-        connection.end(None, "eof")
+        await pass_time(0.06)
+        assert connection.ended
 
+    @pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
     async def test_not_while_we_do_not_listen(self) -> None:
         """Time that a slow receiver takes does not count; after it has caught up, it does."""
+        pass_time = virtual_clock()
         link = FakeLink()
         connection = over(link, receive_timeout=0.05)
         while link.reading:
             link.feed(packet_frame(bytes(60 * KIB)))
-        # Timers fire in order: one for the silence would have fired before this one.
-        await asyncio.sleep(0.06)
+        await pass_time(1)
         assert not connection.ended
         connection.messages.clear()
         connection.taken()
         assert not connection.ended
+        await pass_time(0.06)
         async with bounded():
             with pytest.raises(ConnectionClosed, match="nothing received"):
                 await connection.wait()

@@ -257,9 +257,11 @@ async def test_lost_packets_are_the_only_loss(seed: int) -> None:
 async def test_a_ping_measures_the_latency_both_ways() -> None:
     async with FaultyRelay() as relay, client_pair(relay) as (a, _):
         relay.latency = 0.05
-        assert 0.098 <= await a.ping() < 1
+        slow = await a.ping()
+        assert slow >= 0.098
         relay.latency = 0
-        assert await a.ping() < 0.05
+        # The quickest of several: a busy machine delays some of them.
+        assert min([await a.ping() for _ in range(20)]) < 0.05
 
 
 async def test_a_ping_into_a_freeze_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
