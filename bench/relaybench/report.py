@@ -203,17 +203,19 @@ def for_readme(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
     """Return the rows for the README, and the worst rows in which the reference is better.
 
     Of such rows with the same section, figure and transport only the worst: the curve has many.
+    Void rows are left out: their ratios compare nothing.
     """
     engines = (PURE, FAST)
     worst: dict[tuple[Group, str, bool], Result] = {}
-    for r in results:
+    valid = [r for r in results if not r.void]
+    for r in valid:
         if not any(r.lost_by(name) for name in engines):
             continue
         kind = (r.row.scenario.group, r.row.metric.key, r.row.scenario.tls)
         old = worst.get(kind)
         if old is None or _badness(r) > _badness(old):
             worst[kind] = r
-    return [r for r in results if r.cells and r.row.readme], list(worst.values())
+    return [r for r in valid if r.cells and r.row.readme], list(worst.values())
 
 
 def _badness(result: Result) -> float:

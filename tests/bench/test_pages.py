@@ -64,6 +64,20 @@ def test_the_readme_has_the_rows_where_pyderp_is_slower(path: Path) -> None:
     assert "2 cores (Z80)" in block
 
 
+def test_the_readme_has_no_void_rows(path: Path) -> None:
+    """Neither of its tables; the page of results keeps the row, and marks it."""
+    lossy = {
+        name: [{**cpu(9, lost=0.02)[0], "p50_us": 10.0, "p99_us": float(p99), "p999_us": 99.0}]
+        for name, p99 in (("derper", 30), ("pyderp", 300), ("pyderp-fast", 3))
+    }
+    raw = write(path, "tls-peers-5000", lossy)
+    block = publish.readme_block(raw)
+    assert "5,000 peers" not in block
+    assert "TLS 1.3, 20 peers" in block
+    rows = [line for line in as_markdown(raw).splitlines() if "TLS 1.3, 5,000 peers" in line]
+    assert any("**void**" in row for row in rows)
+
+
 def test_publishing_writes_pages_and_replaces_text_between_the_marks(
     path: Path, tmp_path: Path
 ) -> None:
