@@ -89,14 +89,14 @@ def test_a_written_list_is_read_back(labels: dict[bytes, str]) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"key file .*none: No such file"):
+    with pytest.raises(ConfigError, match=r"allow file .*none: No such file"):
         read_allow_list(tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"key file .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"allow file .*: Is a directory"):
         AllowList(tmp_path).load()
 
 
 class Files:
-    """A key file and its list."""
+    """An allow file and its list."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,7 +142,7 @@ def test_before_the_file_is_read_no_key_is_allowed(tmp_path: Path) -> None:
 def test_verdicts_have_labels_and_reasons(files: Files) -> None:
     assert files.list.verdict(key(1)) == Verdict(True, label="label 1")
     assert files.list.verdict(key(3)) == Verdict(
-        False, f"peer {key(3)} not authorized (not in the key file)"
+        False, f"peer {key(3)} not authorized (not in the allow file)"
     )
     assert (files.list.label(key(2)), files.list.label(key(3))) == ("label 2", "")
     assert len(files.list) == 2
@@ -195,7 +195,7 @@ def test_a_broken_file_keeps_the_old_list_and_is_logged_once(
     assert files.keys() == {1, 2}
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert f"the old list of 2 stays: key file {files.path}, line 2: " in record.getMessage()
+    assert f"the old list of 2 stays: allow file {files.path}, line 2: " in record.getMessage()
     files.write(3)
     assert [files.list.look(), files.list.look()] == [False, True]
     assert files.keys() == {3}

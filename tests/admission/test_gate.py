@@ -24,7 +24,7 @@ ALLOW = response(b'{"Allow":true}')
 DENY = response(b'{"Allow":false}')
 KNOWN = response(b"{}")
 UNKNOWN = response(b"", "404 Not Found")
-NOT_LISTED = f"peer {key(3)} not authorized (not in the key file)"
+NOT_LISTED = f"peer {key(3)} not authorized (not in the allow file)"
 
 
 @dataclass
@@ -136,7 +136,7 @@ def test_before_the_start_a_key_file_allows_no_client(relay: Relay, tmp_path: Pa
 SOURCES = ["keys_file", "tailscaled", "url", "decide"]
 REASONS = {
     None: "",
-    "keys_file": f"peer {key(1)} not authorized (not in the key file)",
+    "keys_file": f"peer {key(1)} not authorized (not in the allow file)",
     "tailscaled": f"peer {key(1)} not authorized (not found in local tailscaled)",
     "url": "admission controller: ",
     "decide": "admission function: ",

@@ -23,7 +23,7 @@ _LARGEST: Final = 16 * 1024 * 1024
 
 
 def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
-    """Parse a key file. Each line has a node key, white space and an optional label.
+    """Parse an allow file or deny file. A line has a node key, white space and an optional label.
 
     ```
     # office
@@ -92,8 +92,8 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
     return key, label
 
 
-def read_allow_list(path: Path, what: str = "key file") -> dict[NodePublic, str]:
-    """Read a key file in the format of `parse_allow_list`.
+def read_allow_list(path: Path, what: str = "allow file") -> dict[NodePublic, str]:
+    """Read an allow file or a deny file in the format of `parse_allow_list`.
 
     Args:
         what: the name of this kind of file in errors.
@@ -205,7 +205,7 @@ class AllowList(KeyList):
     in the other half.
     """
 
-    what = "key file"
+    what = "allow file"
     _key = "key"
     _adds_early = False
 
@@ -213,11 +213,11 @@ class AllowList(KeyList):
         """Return whether the key is in the file."""
         label = self._labels.get(key)
         if label is None:
-            return Verdict(False, f"peer {key} not authorized (not in the key file)")
+            return Verdict(False, f"peer {key} not authorized (not in the allow file)")
         return Verdict(True, label=label)
 
     def _log_size(self) -> None:
         if self._labels:
             log.info("read %s from %s", counted(len(self), "key"), self.path)
         else:
-            log.warning("the key file %s allows no client", self.path)
+            log.warning("the allow file %s allows no client", self.path)

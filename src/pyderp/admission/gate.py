@@ -27,7 +27,8 @@ __all__ = ["Gate", "recheck_for_ever"]
 log = logging.getLogger("pyderp.admission")
 
 _LOOK: Final = 2.0
-"""Seconds between two looks at a key file. A change counts when two looks in a row see it."""
+"""Seconds between two looks at an allow file or deny file. A change counts when two looks in a row
+see it."""
 _PROBE: Final = 10.0
 """Seconds between two probes of a source. While no client logs in, only a probe notices that the
 source fails or works again."""
@@ -39,7 +40,7 @@ _CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
 class Gate:
     """Asks the sources that an `AdmissionConfig` names, in order, until one says no.
 
-    The order is the deny file, the key file, tailscaled, the URL and the function. All must
+    The order is the deny file, the allow file, tailscaled, the URL and the function. All must
     allow the client. Mesh peers are always allowed and not passed here.
 
     Args:
@@ -48,7 +49,7 @@ class Gate:
         revoke: closes the connections of a key from an address, or from all addresses if the
             address is `None`. The last argument says why.
         timeout: seconds for each question.
-        look: seconds between two looks at whether a key file changed.
+        look: seconds between two looks at whether one of the files changed.
         probe: seconds between two probes of a source; 0 for none.
         clock: seconds of a monotonic clock.
 
@@ -171,7 +172,7 @@ class Gate:
     def sources(self) -> list[str]:
         """The names of the files and sources, in the order in which they are asked."""
         names = [] if self._denied is None else ["deny file"]
-        names += [] if self._list is None else ["key file"]
+        names += [] if self._list is None else ["allow file"]
         return names + [source.name for source in self._sources]
 
     def reload(self) -> None:
@@ -188,7 +189,7 @@ class Gate:
             self._close_unlisted()
 
     def label(self, key: NodePublic) -> str:
-        """Return the label of a key in the deny file, else in the key file; empty if none."""
+        """Return the label of a key in the deny file, else in the allow file; empty if none."""
         labels = (each.label(key) for each in self._files())
         return next(filter(None, labels), "")
 
@@ -273,7 +274,7 @@ class Gate:
                 if keys.look():
                     self._close_unlisted()
             except Exception:
-                log.exception("reading the key file %s again failed unexpectedly", keys.path)
+                log.exception("reading the file of keys %s again failed unexpectedly", keys.path)
 
     async def _probe_for_ever(self, source: Questions) -> None:
         while True:

@@ -64,7 +64,7 @@ class Verdict:
     """Why not, for a log. Text from a source is cut and escaped in it."""
 
     label: str = ""
-    """The label of the client's key in the key file."""
+    """The label of the client's key in the allow file."""
 
     cause: Cause = Cause.ANSWERED
     """How the verdict came about."""

@@ -129,7 +129,7 @@ class CertificateState:
         # who expects them to be in use.
         if self.error and (self.next_try is None or info.remaining(now) < EXPIRES_SOON):
             end = day(info.not_after)
-            return f"the certificate for {self.name}, good until {end}, is not replaced{why}"
+            return f"the certificate for {self.name}, valid until {end}, is not replaced{why}"
         if self.unsaved:
             lost = "it is lost if the relay stops"
             return f"the certificate for {self.name} cannot be saved, {lost}: {self.unsaved}"

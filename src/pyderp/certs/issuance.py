@@ -191,7 +191,7 @@ class ManagedCertificate:
             self._error = ""
             self.schedule.obtained(time.time(), credential.info, fresh=fresh)
             log.info(
-                "certificate of %s is good until %s%s",
+                "certificate of %s is valid until %s%s",
                 self.subject,
                 day(credential.info.not_after),
                 "" if fresh else "; another process got it",
@@ -300,7 +300,7 @@ class ManagedCertificate:
             log.error("no certificate for %s: %s; next try in %.0f s", self.subject, why, wait)
             return
         log.warning(
-            "the certificate of %s, good until %s, is not renewed: %s; next try in %.0f s",
+            "the certificate of %s, valid until %s, is not renewed: %s; next try in %.0f s",
             self.subject,
             day(credential.info.not_after),
             why,

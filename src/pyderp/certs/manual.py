@@ -180,7 +180,7 @@ class ManualCertificates(CertificateSource):
         if new.not_before > now:
             self._valid_from = new.not_before  # `reload` uses it then, without another change
         raise ConfigError(
-            f"the one in {self.certificate_file} {_dates(new, now)}, the old one is good until "
+            f"the one in {self.certificate_file} {_dates(new, now)}, the old one is valid until "
             f"{day(old.not_after)}"
         )
 

@@ -51,7 +51,7 @@ _KEY_BURST: Final = "BurstBytes"
 _LABEL: Final = "Label"
 _MOST: Final = 2**64 - 1
 _LONGEST_LABEL: Final = 200
-"""Characters; as in a key file."""
+"""Characters; as in an allow file."""
 _QUOTED: Final = 80
 """Most characters of the file that an error quotes."""
 

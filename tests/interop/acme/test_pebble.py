@@ -208,7 +208,7 @@ async def test_a_relay_gets_its_certificate(
             tls = settings(pebble, tmp_path / way, **more)
             config = RelayConfig(address=f"127.0.0.1:{pebble.tls_port}", tls=tls)
             async with Relay(config):
-                await until(lambda: f"certificate of {NAME} is good until" in caplog.text)
+                await until(lambda: f"certificate of {NAME} is valid until" in caplog.text)
                 async with connected(pebble.tls_port, NAME) as (_, _, leaf):
                     assert names(leaf) == (NAME,)
             caplog.clear()

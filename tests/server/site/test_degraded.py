@@ -57,12 +57,13 @@ CASES: dict[str, tuple[dict[str, Any], Part, str]] = {
     "a file that is not taken": (
         {"certificate_states": lambda: [state("no PEM")]},
         Part.CERTIFICATE,
-        f"the certificate for {NAME}, good until 2030-03-22 12:00 UTC, is not replaced: no PEM",
+        f"the certificate for {NAME}, valid until 2030-03-22 12:00 UTC, is not replaced: no PEM",
     ),
     "a renewal that fails for long": (
         {"certificate_states": lambda: [state("CA is down", start=-80, end=10, next_try=1.0)]},
         Part.CERTIFICATE,
-        f"the certificate for {NAME}, good until 2030-01-11 12:00 UTC, is not replaced: CA is down",
+        f"the certificate for {NAME}, valid until 2030-01-11 12:00 UTC, is not replaced: "
+        "CA is down",
     ),
     "a certificate that is not saved": (
         {"certificate_states": lambda: [state(unsaved="disk is full")]},
@@ -157,4 +158,4 @@ def test_each_certificate_has_metrics_of_its_own() -> None:
 
 def test_the_page_says_that_admission_has_a_trouble() -> None:
     body = get(bare(admission=failing_open()), "/debug/").body.decode()
-    assert "checked by key file, local tailscaled; IN TROUBLE, see above<" in body
+    assert "checked by allow file, local tailscaled; IN TROUBLE, see above<" in body

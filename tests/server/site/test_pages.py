@@ -164,7 +164,7 @@ def test_the_index_shows_the_configuration_of_the_relay() -> None:
         "<b>TLS hostname:</b> derp.example.com<",
         "<b>Mesh key:</b> true<",
         "<b>STUN:</b> on<",
-        "<b>Admission:</b> checked by key file, local tailscaled<",
+        "<b>Admission:</b> checked by allow file, local tailscaled<",
         "relay-b.example.com: up since 2030-01-01T12:00:00+00:00, 12 clients<",
         "relay-c.example.com: down since 2030-01-01T12:00:00+00:00: no route<",
         "relay-a.example.com: this relay itself<",

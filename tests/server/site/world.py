@@ -77,7 +77,7 @@ class FakeAdmission:
         self.failing = ""
         self.labels = labels or {}
 
-    sources = ("key file", "local tailscaled")
+    sources = ("allow file", "local tailscaled")
 
     def troubles(self) -> list[str]:
         return [self.failing] if self.failing else []
