@@ -63,9 +63,9 @@ NOT_HERE_BURST: Final = 3
 RECEIVE_BUFFER: Final = 128 * 1024
 """Size of the one receive buffer of the process. A full one fits the queue of an idle client."""
 TCP_KEEPALIVE_TIME: Final = 600
-"""Time without data after which the kernel sends the first keepalive probe."""
+"""Time without data after which the kernel sends the first keep-alive probe."""
 TCP_KEEPALIVE_INTERVAL: Final = 15
-"""Time between two keepalive probes."""
+"""Time between two keep-alive probes."""
 TCP_KEEPALIVE_PROBES: Final = 9
 """Keepalive probes without an answer after which the kernel drops a connection."""
 TCP_USER_TIMEOUT: Final = 15.0

@@ -40,7 +40,7 @@ _SLOW_LINE: Final = (
     "with a run from another network"
 )
 _TIMEOUTS: Final = (
-    "relays send a keepalive every 60 s: raise the timeouts for idle connections of the proxy in "
+    "relays send a keep-alive every 60 s: raise the timeouts for idle connections of the proxy in "
     "front (nginx: proxy_read_timeout and proxy_send_timeout; HAProxy: timeout tunnel, client and "
     "server), of NAT and of firewalls"
 )
@@ -225,7 +225,7 @@ async def _speed(visit: Visit) -> Seen:
 
 
 async def _idle(visit: Visit) -> Seen:
-    """Check that an idle connection stays open from one keepalive of the relay to the next."""
+    """Check that an idle connection stays open from one keep-alive of the relay to the next."""
     one, other = _pair(visit)
     seconds = visit.settings.idle
     began = time.perf_counter()

@@ -37,7 +37,7 @@ class Settings:
     """Check more thoroughly: more connections, pairs of nodes and packets, and idle connections."""
 
     idle: float = 65.0
-    """Seconds without a packet for which a deep run holds a connection; relays send a keepalive
+    """Seconds without a packet for which a deep run holds a connection; relays send a keep-alive
     after 60 s."""
 
     tls: TLSConfig = field(default_factory=TLSConfig)

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _KEEPALIVE: Final = 30
-"""Seconds without data before the kernel's first keepalive probe, and between two probes."""
+"""Seconds without data before the kernel's first keep-alive probe, and between two probes."""
 _DENIED: Final = (errno.EPERM, errno.EACCES)
 _REASONS: Final = (
     (TimeoutError, FailureReason.TIMEOUT),
@@ -47,7 +47,7 @@ _PRECEDENCE: Final = tuple(FailureReason)
 async def connect_socket(address: str, port: int, *, settings: NetworkSettings) -> socket.socket:
     """Connect to an IP address; cancelling closes the socket.
 
-    The socket is non-blocking, with TCP_NODELAY, and with keepalive every 30 s.
+    The socket is non-blocking, with TCP_NODELAY, and with keep-alive every 30 s.
 
     Args:
         address: an IPv4 or IPv6 address, which may have a `%zone`.

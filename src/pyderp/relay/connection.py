@@ -58,7 +58,7 @@ class EndReason(Enum):
     RESET = "reset"
     """The client's kernel reset the connection."""
     TIMED_OUT = "timed_out"
-    """This host's kernel gave up, for example after unanswered keepalive probes."""
+    """This host's kernel gave up, for example after unanswered keep-alive probes."""
     LOST = "lost"
     """This host's kernel ended the connection for another cause."""
     FAILED = "failed"

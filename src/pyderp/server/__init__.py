@@ -1,1 +1,1 @@
-"""The relay on a network: sockets, tasks and time (floor 3)."""
+"""The relay on a network: sockets, tasks and time (layer 3)."""

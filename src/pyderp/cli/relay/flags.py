@@ -290,7 +290,7 @@ _TABLE: Final = {
         Flag("login-timeout", duration,
              "Close a client that has not logged in this long after the accept, TLS and HTTP "
              "included. More than 0."),
-        Flag("tcp-keepalive-time", duration, "Idle time before TCP keepalive probes. 0: none."),
+        Flag("tcp-keepalive-time", duration, "Idle time before TCP keep-alive probes. 0: none."),
         Flag("tcp-user-timeout", duration,
              "End a connection if the client's kernel acknowledges nothing for this long. 0: the "
              "system's time."),

@@ -106,7 +106,7 @@ def tune(sock: socket.socket, *, keepalive_time: float, notsent_lowat: int) -> N
     """Set options of a listening socket, which accepted sockets inherit on Linux.
 
     Args:
-        keepalive_time: seconds of silence before the first keepalive probe; 0: none.
+        keepalive_time: seconds of silence before the first keep-alive probe; 0: none.
         notsent_lowat: unsent bytes that the kernel takes (TCP_NOTSENT_LOWAT); 0: the system's.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
