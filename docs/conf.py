@@ -143,6 +143,12 @@ autodoc_type_aliases = {"JSONValue": "JSONValue"}
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
+NOT_CALLED: Final = {
+    f"{package}.{name}"
+    for package in ("pyderp", "pyderp.blocking")
+    for name in ("Client", "SealedPeer")
+}
+"""Classes that methods make, not callers: their pages show no arguments of the constructor."""
 
 _SPAN: Final = re.compile(r"(?<![:`\w])`([^`]+)`(?![`_])")
 
@@ -173,6 +179,8 @@ def _read_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
     """Make Python of what stands in a signature for a type's alias or a default that is a call."""
+    if name in NOT_CALLED:
+        return "", ""
     if not signature:
         return None
     signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
@@ -197,6 +205,9 @@ OPTIONS: Final = "Flag Value Default Environment Meaning"
 """The head of a table of flags, which `_static/site.css` shows as a list."""
 SHORT: Final = 30
 """Characters of code that fit in a line of a phone, and are not broken at a hyphen."""
+LONG: Final = 97
+"""Characters of a line that fit on a desktop. A block with a longer one is wrapped; drawings have
+none."""
 
 
 def _mark_nodes(app: Sphinx, page: nodes.document) -> None:
@@ -209,6 +220,12 @@ def _mark_nodes(app: Sphinx, page: nodes.document) -> None:
     for code in page.findall(nodes.literal):
         if len(code.astext()) <= SHORT:
             code["classes"].append("short")
+        elif all(len(word) <= SHORT for word in code.astext().split()):
+            code["classes"].append("words")  # several flags: break between them only
+    for block in page.findall(nodes.literal_block):
+        plain = block.get("language") in ("text", "console", "sh", "json")
+        if plain and max(map(len, block.astext().splitlines()), default=0) > LONG:
+            block["classes"].append("wrapped")
 
 
 def setup(app: Sphinx) -> None:

@@ -62,6 +62,36 @@ def test_what_is_too_wide_is_found(browser: Browser, url: str) -> None:
     assert [each.split(":")[0] for each in overflow(browser)] == ["phone, light", "phone, dark"]
 
 
+BROKEN_FLAGS = """[...document.querySelectorAll("article code .pre")]
+  .filter(each => each.textContent.startsWith("--") && each.getClientRects().length > 1)
+  .map(each => each.textContent)"""
+"""Flags that stand in two lines."""
+CUT_BLOCKS = """[...document.querySelectorAll("article .highlight pre")]
+  .filter(each => each.scrollWidth > each.clientWidth).map(each => each.textContent)"""
+"""Blocks of code that a reader has to scroll sideways."""
+
+
+def test_a_line_does_not_end_within_a_flag(browser: Browser, url: str) -> None:
+    """Not on a phone either, where code with several flags breaks between them."""
+    browser.open(f"{url}/docs/howto/certificates.html")
+    browser.show(*SIZES["phone"], "light")
+    assert browser.evaluate(BROKEN_FLAGS) == []
+    browser.evaluate(
+        """document.querySelectorAll("article code").forEach(each => {
+             each.classList.remove("short", "words");
+             each.style.overflowWrap = "anywhere";
+           })"""
+    )
+    assert browser.evaluate(BROKEN_FLAGS) != []
+
+
+def test_long_lines_of_output_wrap(browser: Browser, url: str) -> None:
+    """The output of `pyderp doctor` is read without scrolling."""
+    browser.open(f"{url}/docs/howto/is-it-working.html")
+    browser.show(*SIZES["desktop"], "light")
+    assert browser.evaluate(CUT_BLOCKS) == []
+
+
 @pytest.mark.parametrize("page", LOOKED_AT)
 def test_pages_show_something(browser: Browser, url: str, page: str, tmp_path: Path) -> None:
     """A page has text on a background that is light or dark, as its reader prefers."""

@@ -88,3 +88,18 @@ def test_every_public_name_is_described(site: Path, module: str) -> None:
     known = documented(site)
     missing = {n for n in names if not {f"{module}.{n}", f"pyderp.{n}"} & known}
     assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [("client", "pyderp.Client"), ("blocking", "pyderp.blocking.Client")]
+)
+def test_constructors_that_callers_do_not_use_are_not_shown(
+    site: Path, page: str, name: str
+) -> None:
+    """The page of a client has its name without the arguments that its methods pass."""
+    text = (site / "docs" / "reference" / "api" / f"{page}.html").read_text()
+    _, _, rest = text.partition(f'id="{name}"')
+    signature, _, rest = rest.partition("</dt>")
+    assert ">Client<" in signature
+    assert "sig-param" not in signature
+    assert "sig-param" in rest  # those of its methods are shown

@@ -72,6 +72,7 @@ class Client:
         Args:
             url: `https://host[:port]/derp`, or `http://`; nothing is added to its path.
             private_key: the client's key; by default a new one.
+            config: mesh key, TLS, proxies and timeouts; by default `ClientConfig()`.
             pin: SHA-256 of the relay's certificate in hex, as the relay's log shows it. Only that
                 certificate is accepted, and it needs no authority. It must be valid today, and
                 for the URL's name, unless that is an IP address.
@@ -96,6 +97,8 @@ class Client:
         Args:
             region: the region, or a function that is called at every attempt; it returns `None`
                 if there is none at the moment.
+            private_key: the client's key; by default a new one.
+            config: mesh key, TLS, proxies and timeouts; by default `ClientConfig()`.
 
         Raises:
             ConfigError: not a region, such as the `None` of a map that lacks it.
@@ -117,6 +120,8 @@ class Client:
         Args:
             stream: a stream whose next bytes are the relay's greeting, which belongs to the
                 client from then on; or a function that opens one, called at every attempt.
+            private_key: the client's key; by default a new one.
+            config: mesh key, TLS, proxies and timeouts; by default `ClientConfig()`.
         """
         return cls(StreamRoute(stream), private_key, as_config(config))
 
