@@ -44,7 +44,7 @@ class AdmissionConfig:
     """Allow clients while the controller is unreachable."""
 
     keys_file: Path | None = None
-    """File of allowed node keys, one a line, each with an optional label."""
+    """Allow file: allowed node keys, one a line, each with an optional label."""
 
     deny_file: Path | None = None
     """File of denied node keys, one a line, each with an optional label. It overrides all other

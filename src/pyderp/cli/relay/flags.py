@@ -204,10 +204,10 @@ _TABLE: Final = {
              "Admit clients while the controller cannot be reached.",
              setting="admission.url_fail_open"),
         Flag("allow-keys-file", path,
-             "File of allowed node keys, one a line, each with an optional label. Read again "
+             "Allow file: allowed node keys, one a line, each with an optional label. Read again "
              "when it changes.", setting="admission.keys_file"),
         Flag("deny-keys-file", path,
-             "File of node keys that are refused even if all else admits them, one a line, each "
+             "Deny file: node keys that are refused even if all else admits them, one a line, each "
              "with an optional label. Read again when it changes; connected clients in it are "
              "closed.",
              setting="admission.deny_file"),
