@@ -92,7 +92,7 @@ fmt: $(VENV)/.dev ## format all code and repair what ruff can repair; Rust too, 
 	$(BIN)/ruff format .
 	@if command -v cargo >/dev/null; then cd fast && cargo fmt; fi
 
-lint: $(VENV)/.dev ## style, imports that go one way only, fragments of the changelog
+lint: $(VENV)/.dev ## style, imports that go one way only, the changelog and its fragments
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo --verbose
@@ -128,7 +128,8 @@ bench-publish: $(VENV)/.bench ## make RESULTS.md, README's table and docs from R
 changelog: $(VENV)/.dev ## write the fragments in changelog/ into CHANGELOG.md
 	$(BIN)/python scripts/changelog.py
 
-dist: changelog ## build wheel and sdist into dist/; install each into a fresh environment and run it
+dist: $(VENV)/.dev ## build wheel and sdist into dist/; install each into a fresh environment and run it
+	$(BIN)/python scripts/changelog.py --check
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/twine check --strict dist/*
