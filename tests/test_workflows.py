@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scripts import cover
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
@@ -83,6 +84,19 @@ def test_files_that_a_workflow_calls_exist(path: Path) -> None:
                 assert (ROOT / file).exists(), file
 
 
+def test_coverage_is_measured_and_its_report_kept() -> None:
+    job = loaded(GITHUB / "workflows" / "ci.yml")["jobs"]["cover"]
+    (step,) = [step for step in job["steps"] if "make cover" in step.get("run", "")]
+    # With the forge's default shell the status of a pipe is that of `tee`.
+    assert step["shell"] == "bash"
+    upload = job["steps"][-1]
+    assert "actions/upload-artifact@" in upload["uses"]
+    assert upload["if"] == "always()"
+    text, json = upload["with"]["path"].split()
+    assert step["run"].endswith(f"| tee {text}")
+    assert json == str(cover.DATA / "report.json")
+
+
 # Templates
 
 
@@ -107,6 +121,14 @@ def test_a_form_is_valid_for_the_forge(path: Path) -> None:
         assert ("value" if field["type"] == "markdown" else "label") in attributes
         # YAML reads a bare yes as a boolean, which the forge refuses.
         assert all(isinstance(option, str) for option in attributes.get("options", []))
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
+def test_a_form_says_where_security_problems_are_reported(path: Path) -> None:
+    """There are no blank issues, so each issue begins with a form."""
+    assert loaded(GITHUB / "ISSUE_TEMPLATE" / "config.yml") == {"blank_issues_enabled": False}
+    texts = [each for each in loaded(path)["body"] if each["type"] == "markdown"]
+    assert any("SECURITY.md" in each["attributes"]["value"] for each in texts)
 
 
 def test_pages_that_the_templates_name_exist() -> None:
