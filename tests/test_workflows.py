@@ -153,48 +153,79 @@ def test_hooks_run_the_pinned_tools_and_download_nothing() -> None:
     for hook in repository["hooks"]:
         assert hook["language"] == "system"
         assert "additional_dependencies" not in hook
-        program = hook["entry"].split()[0]
+        program, tool, *_ = hook["entry"].split()
         if program != "sh":
-            assert (Path(sys.prefix) / "bin" / Path(program).name).exists(), program
-            assert program.startswith(".venv/bin/")
+            assert program == "scripts/hook"
+            assert (Path(sys.prefix) / "bin" / tool).exists(), tool
     listed = (ROOT / "requirements-dev.txt").read_text()
     assert re.search(r"^pre-commit==", listed, re.MULTILINE)
+
+
+class Repository:
+    """A git repository with the hooks installed; its environment is the one of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "repository"
+        self._environment = {
+            **{key: text for key, text in os.environ.items() if not key.startswith("GIT_")},
+            "PRE_COMMIT_HOME": str(folder / "cache"),
+            "HOME": str(folder),
+        }
+        self.folder.mkdir()
+        (self.folder / ".venv").symlink_to(sys.prefix)
+        (self.folder / "scripts").mkdir()
+        for name in (HOOKS.name, "pyproject.toml", "scripts/hook"):
+            shutil.copy(ROOT / name, self.folder / name)
+        assert self.run("git", "init", "--quiet").returncode == 0
+        installed = self.run(".venv/bin/pre-commit", "install")
+        assert installed.returncode == 0, installed.stdout
+
+    def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=cwd or self.folder,
+            env=self._environment,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    def commit(self, *files: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        added = self.run("git", "add", *files, cwd=cwd)
+        assert added.returncode == 0, added.stderr
+        names = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        return self.run("git", *names, "commit", "-m", "a", cwd=cwd)
 
 
 @pytest.mark.slow
 def test_a_commit_of_unformatted_code_is_stopped_and_the_code_formatted(tmp_path: Path) -> None:
     """By `git commit`, in a repository with the hooks installed."""
-    environment = {
-        **{key: text for key, text in os.environ.items() if not key.startswith("GIT_")},
-        "PRE_COMMIT_HOME": str(tmp_path / "cache"),
-        "HOME": str(tmp_path),
-    }
-    there = tmp_path / "repository"
-
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=there, env=environment, check=False, capture_output=True, text=True
-        )
-
-    def commit() -> subprocess.CompletedProcess[str]:
-        names = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        return run("git", *names, "commit", "-m", "a")
-
-    there.mkdir()
-    (there / ".venv").symlink_to(sys.prefix)
-    for name in (HOOKS.name, "pyproject.toml"):
-        shutil.copy(ROOT / name, there)
-    code = there / "code.py"
+    repository = Repository(tmp_path)
+    hooks = {path.name for path in (repository.folder / ".git/hooks").iterdir()}
+    assert {"pre-commit", "pre-push"} <= hooks
+    code = repository.folder / "code.py"
     code.write_text('"""Code."""\nimport os\nx = [1,2]\n')
-    assert run("git", "init", "--quiet").returncode == 0
-    installed = run(".venv/bin/pre-commit", "install")
-    assert installed.returncode == 0, installed.stdout
-    assert {"pre-commit", "pre-push"} <= {path.name for path in (there / ".git/hooks").iterdir()}
-    run("git", "add", HOOKS.name, code.name)
-    stopped = commit()
+    stopped = repository.commit(HOOKS.name, code.name)
     assert stopped.returncode == 1, stopped.stderr
     assert "files were modified by this hook" in stopped.stderr
     assert code.read_text() == '"""Code."""\n\nx = [1, 2]\n'
-    run("git", "add", code.name)
-    passed = commit()
+    passed = repository.commit(code.name)
+    assert passed.returncode == 0, passed.stderr
+
+
+@pytest.mark.slow
+def test_hooks_in_a_new_worktree_name_the_command_that_sets_it_up(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    first = repository.commit(HOOKS.name, "scripts/hook")
+    assert first.returncode == 0, first.stderr
+    there = tmp_path / "second"
+    made = repository.run("git", "worktree", "add", "--quiet", str(there))
+    assert made.returncode == 0, made.stderr
+    (there / "code.py").write_text('"""Code."""\n')
+    stopped = repository.commit("code.py", cwd=there)
+    assert stopped.returncode == 1
+    assert f"{there} has no .venv/bin/ruff" in stopped.stderr
+    assert "run `make .venv/.dev` here" in stopped.stderr
+    (there / ".venv").symlink_to(sys.prefix)
+    passed = repository.commit("code.py", cwd=there)
     assert passed.returncode == 0, passed.stderr
