@@ -1,0 +1,1 @@
+"""What the Makefile, the git hooks and CI call."""
