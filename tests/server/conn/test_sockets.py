@@ -20,6 +20,16 @@ from pyderp.server.conn.sockets import (
 )
 
 
+def _has_ipv6_loopback() -> bool:
+    """Whether a socket can be bound to ::1: a kernel or a container may be without IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_listener_listens_on_a_free_port() -> None:
     with listen("127.0.0.1", 0) as sock:
         host, port = sock.getsockname()
@@ -29,6 +39,7 @@ def test_a_listener_listens_on_a_free_port() -> None:
             pass
 
 
+@pytest.mark.skipif(not _has_ipv6_loopback(), reason="this machine has no ::1")
 def test_an_empty_host_listens_on_both_families() -> None:
     with listen("", 0) as sock:
         port = sock.getsockname()[1]
