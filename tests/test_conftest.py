@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import check_docs
 
 ROOT = Path(__file__).parents[1]
 BOUND = 50.0
@@ -170,3 +171,20 @@ def test_async_tests_run_on_their_loops_and_within_the_bound(tmp_path: Path, loo
         assert outcomes == OUTCOMES | on_uvloop
     assert "it did not end within 0.3 s" in done.stdout
     assert "ZeroDivisionError" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_for_contributors_pass(tmp_path: Path) -> None:
+    found = check_docs.blocks(ROOT / "CONTRIBUTING.md")
+    examples = [block.text for block in found if "async def test_" in block.text]
+    assert len(examples) == 2
+    for number, text in enumerate(examples):
+        (tmp_path / f"test_example_{number}.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-c", f"{ROOT}/pyproject.toml", "-n0"]
+    command += ["-p", "tests.conftest", "-p", "no:cacheprovider"]
+    command += [f"--rootdir={ROOT}", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=BOUND
+    )
+    # The first of them runs on both loops.
+    assert "3 passed" in done.stdout, done.stdout
