@@ -9,10 +9,12 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import pytest
 
+from pyderp.net import link as link_module
 from pyderp.net.link import TcpLink, link_over_socket
 from tests.waiting import until
 
@@ -257,3 +259,64 @@ async def test_a_socket_that_is_no_stream_is_closed() -> None:
     with pytest.raises(ValueError, match=r"(?i)stream"):
         await link_over_socket(sock)
     assert sock.fileno() < 0
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_link_can_be_paused_again_after_each_resume(times: int) -> None:
+    async with pair() as (link, other):
+        sink = Sink()
+        link.start(sink)
+        for _ in range(times):
+            link.pause_reading()
+            link.resume_reading()
+        link.pause_reading()
+        other.sendall(b"x")
+        await until(lambda: in_kernel(link) == 1)
+        # A link that reads would have delivered it by now.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert in_kernel(link) == 1
+        assert not sink.chunks
+        link.resume_reading()
+        await until_has(sink, 1)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_calls_after_drop_do_nothing(paused: bool) -> None:
+    """The loop may go on making the connection of a link that was cancelled meanwhile."""
+    async with pair() as (link, _):
+        if paused:
+            link.pause_reading()
+        link.drop()
+        link.pause_reading()
+        link.resume_reading()
+        link.write(b"into nowhere")
+        link.close()
+        link.abort()
+        assert link.pending == 0
+        assert link.local_address is link.remote_address is None
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), asyncio.CancelledError()], ids=repr)
+async def test_a_connect_that_fails_late_closes_its_transport(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A task may be cancelled when the loop has made the transport and not yet returned it."""
+    loop = asyncio.get_running_loop()
+    transports: list[asyncio.Transport] = []
+
+    async def fail_late(factory: Callable[[], TcpLink], sock: socket.socket) -> None:
+        transport, _ = await loop.create_connection(factory, sock=sock)
+        transports.append(transport)
+        raise error
+
+    failing = SimpleNamespace(create_connection=fail_late)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+    fake = SimpleNamespace(get_running_loop=lambda: failing)
+    with monkeypatch.context() as patched:
+        patched.setattr(link_module, "asyncio", fake)
+        with pytest.raises(type(error)):
+            await link_over_socket(sock)
+    assert [transport.is_closing() for transport in transports] == [True]
+    await until_closed(sock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -246,3 +247,24 @@ async def test_an_address_in_use_is_refused() -> None:
         where = rf"cannot bind UDP to 127\.0\.0\.1:{server.port}: Address already in use"
         with pytest.raises(ConfigError, match=where):
             StunClient(host="127.0.0.1", port=server.port)
+
+
+async def test_a_client_made_after_another_was_closed_gets_its_answers() -> None:
+    """The kernel gives its socket the file descriptor of the closed one."""
+    with serving(good_answer) as server:
+        for _ in range(3):
+            async with StunClient() as client:
+                answer = await client.ask("127.0.0.1", server.port, within=30)
+                assert answer.port == client.local_address[1]
+
+
+@needs_ipv6
+async def test_clients_of_both_families_may_have_the_same_port() -> None:
+    """A socket for IPv6 takes no IPv4 datagrams, so it leaves the port free for IPv4."""
+    for _ in range(10):
+        async with StunClient() as client:
+            # Another process may have this port for IPv6 alone: then the next is tried.
+            with contextlib.suppress(ConfigError):
+                StunClient(socket.AF_INET6, port=client.local_address[1]).close()
+                return
+    pytest.fail("none of 10 ports could be bound for both families")
