@@ -367,3 +367,14 @@ def test_takeovers_are_not_followed_after_the_end(at: Watched) -> None:
     assert registry.on_takeover == at.watch.on_takeover
     at.watch.close()
     assert registry.on_takeover is None
+
+
+def test_waits_within_one_second_count_once(at: Watched) -> None:
+    """Three waits of 0.3 seconds between two ticks are no wait in the seconds that follow."""
+    one = at.join("a")
+    at.tick()
+    for _ in range(3):
+        at.wait(one, 0.3)
+        at.tick(0.32)
+    assert at.ticks(100) == []
+    assert at.remembers() == 0

@@ -350,3 +350,14 @@ def test_too_many_frames_without_packets_end_the_connection(world: World) -> Non
     world.feed(client, unknown * 4096)
     with pytest.raises(RemoteProtocolError, match="no packets"):
         world.feed(client, unknown * 4097)
+
+
+def test_received_bytes_are_those_of_the_packets_alone(world: World) -> None:
+    """Without headers and keys, for the relay and for the connection, over all reads."""
+    a, b, c = (world.join(name) for name in "abc")
+    world.feed(a, send("b", bytes(10)), pack_ping(b"12345678"), send("c", b""), send("c", bytes(5)))
+    world.feed(a, send("b", bytes(1000)))
+    world.feed(c, send("b", bytes(7)))
+    received = [(p.connection.packets_received, p.connection.bytes_received) for p in (a, b, c)]
+    assert received == [(4, 1015), (0, 0), (1, 7)]
+    assert (world.counters.packets_received, world.counters.bytes_received) == (5, 1022)

@@ -364,3 +364,23 @@ class TestMemory:
             world.check()
         world.flush()
         assert world.registry.sent_to == {}
+
+
+def test_the_order_of_senders_is_that_of_their_latest_frames(registry: Registry) -> None:
+    """An earlier frame of the same connection does not count any more."""
+    c1, c2, c3 = connect(), connect(), connect()
+    for c in (c1, c2, c3):
+        registry.add(c)
+    for c in (c2, c3, c1):
+        registry.note_activity(c)
+    registry.remove(c1)
+    assert registry.active[c1.key] is c3, "c3 sent before c2, and once more after it"
+
+
+def test_a_watcher_that_leaves_is_no_watcher_any_more(registry: Registry) -> None:
+    watcher, other = connect("a"), connect("b")
+    for connection in (watcher, other):
+        registry.add(connection)
+        registry.watchers[connection] = None
+    registry.remove(watcher)
+    assert list(registry.watchers) == [other]

@@ -211,6 +211,19 @@ def test_server_info_is_read_however_the_stream_is_cut(
         assert feed(ready(), chunks) == [info]
 
 
+@pytest.mark.parametrize("server_key", [None, v.SERVER.public])
+def test_packets_are_read_however_the_stream_is_cut(server_key: NodePublic | None) -> None:
+    """Bytes of a packet that look like a frame, at the start of a chunk, are no frame."""
+    stream = b"" if server_key else v.SERVER_KEY_FRAME
+    packets = [b"one", b"", frames.pack_received_packet(v.K2, b"inside"), bytes(40)]
+    for packet in packets:
+        stream += frames.pack_received_packet(v.K1, packet)
+    stream += KEEP_ALIVE + frames.pack_received_packet(v.K1, b"last")
+    want = [*map(v.received, packets), KeepAlive(), v.received(b"last")]
+    for chunks in chunkings(stream):
+        assert feed(session(server_key=server_key), chunks) == want
+
+
 def test_frames_are_skipped_without_on_skip() -> None:
     assert ready().receive_data(bytes.fromhex("ff 00000000") + KEEP_ALIVE) == [KeepAlive()]
 

@@ -113,3 +113,25 @@ class TestUndelivered:
         world.leave(b)
         assert world.drops() == {}
         world.check()
+
+
+def test_presence_changes_are_freed_when_a_watcher_leaves_with_packets_in_its_transport(
+    world: World,
+) -> None:
+    """A transport may take long to close. Until then only what it holds stays in memory."""
+    a, watcher = world.join("a"), world.join("r", mesh=True)
+    world.watch(watcher)
+    world.flush()
+    watcher.stall()
+    world.send(a, watcher, b"in the transport")
+    world.flush()
+    world.join("b")
+    backlog = watcher.connection.backlog
+    assert backlog is not None
+    assert backlog.changes
+    assert backlog.in_flight
+    world.router.leave(watcher.connection)
+    assert not backlog, "nothing waits any more"
+    assert len(backlog.in_flight) == 1
+    world.router.settle(watcher.connection, len(watcher.unsent))
+    assert world.drops() == {(DropReason.WRITE_ERROR, "other"): (1, len(b"in the transport"))}

@@ -11,7 +11,8 @@ from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
 from pyderp.relay.delivery import Delivery
 from pyderp.wire.frames import KEEP_ALIVE_FRAME, pack_health
-from tests.relay.world import disco, key
+from pyderp.wire.messages import Pong
+from tests.relay.world import World, disco, key
 
 
 class Socket:
@@ -144,3 +145,29 @@ def test_control_frames_wait_in_order_while_the_socket_is_full(
     assert socket.writes == []
     delivery.resume(connection)
     assert socket.writes == [[pack_health("collected before the pause"), pack_health("later")]]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_flush_counts_one_write_with_its_frames(delivery: Delivery, frames: int) -> None:
+    """A packet that is sent alone is counted by other code than several."""
+    connection, socket = connect(delivery)
+    for _ in range(frames):
+        delivery.enqueue(connection, A, disco=False)
+    delivery.flush()
+    assert socket.writes == [[A] * frames]
+    writes = delivery.counters.buffered_write_frames
+    assert (writes.count, writes.sum) == (1, frames)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_after_its_pong_was_written_a_client_gets_the_next(world: World, waits: bool) -> None:
+    """The first pong is written by a flush, or when the client reads again."""
+    a = world.join("a")
+    if waits:
+        a.block()
+    world.ping(a, b"pong one")
+    if waits:
+        a.read()
+    assert world.got(a) == [Pong(b"pong one")]
+    world.ping(a, b"pong two")
+    assert world.got(a) == [Pong(b"pong two")]
