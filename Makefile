@@ -46,12 +46,12 @@ quick: $(VENV)/.dev ## run the tests of bytes, decisions and units, on one event
 	$(BIN)/python -m pytest -q -n $(QUICK_WORKERS) --dist worksteal --loops=asyncio \
 	  -m "not slow" $(QUICK_TESTS) $(PYTEST_ARGS)
 
-# make cover COVER_ARGS=tests/cli
+# make cover COVER_ARGS=tests/cli: these tests alone, and only the packages of which they run a function
 COVER_ARGS ?=
 
 cover: $(VENV)/.dev ## what tests cover: wire and relay by their own test files, then all packages
-	$(BIN)/python scripts/cover.py mirrors
-	$(BIN)/python scripts/cover.py suite -- -n $(WORKERS) --dist worksteal $(COVER_ARGS)
+	$(if $(COVER_ARGS),,$(BIN)/python scripts/cover.py mirrors)
+	$(BIN)/python scripts/cover.py suite $(if $(COVER_ARGS),--touched) -- -n $(WORKERS) --dist worksteal $(COVER_ARGS)
 
 # What TLS and packets touch.
 ENGINES ?= off on

@@ -3,11 +3,12 @@
 
 `mirrors` runs, for each module of `wire` and `relay`, only the test file with its name, and fails
 unless that file runs every line and branch of the module: `tests/wire/test_stun.py`, with all files
-in `tests/wire/stun/`, for `src/pyderp/wire/stun.py`. So the tests of a module check every change in
-it, and are quick to run and easy to find.
+in `tests/wire/stun/`, for `src/pyderp/wire/stun.py`. So the tests of a module are quick to run and
+easy to find. That they run a line does not prove that they notice each change in it.
 
 `suite` runs all tests that need no peers, with the processes that they start, and reports each
-package. It names modules below 95 % and does not fail because of them.
+package. It names modules below 95 % and does not fail because of them. With `--touched` it reports
+only packages of which a function ran, for a run of a few tests.
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ from typing import Any, Final
 import coverage
 import pytest
 
-__all__ = ["Result", "has_code", "main", "measure_mirror", "mirror_of", "report_suite"]
+__all__ = [
+    "Result",
+    "has_code",
+    "main",
+    "measure_mirror",
+    "mirror_of",
+    "modules_of",
+    "report_suite",
+    "touched",
+]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SOURCE: Final = Path("src/pyderp")
@@ -97,9 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     mirrors = commands.add_parser("mirrors", help="the modules of wire and relay")
     mirrors.add_argument(
-        "module", nargs="*", type=Path, help="src/pyderp/wire/stun.py; default: all"
+        "path",
+        nargs="*",
+        help="src/pyderp/wire/stun.py, or a folder: src/pyderp/wire; default: all",
     )
     suite = commands.add_parser("suite", help="all packages, by the tests that need no peers")
+    suite.add_argument(
+        "--touched", action="store_true", help="report only packages of which a function ran"
+    )
     suite.add_argument("pytest", nargs="*", help="arguments of pytest: -- tests/cli -n 2")
     one = commands.add_parser("one")
     one.add_argument("module", type=Path)
@@ -107,21 +122,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "one":
         return _measure_here(args.module, args.report)
-    os.chdir(ROOT)
     if args.command == "suite":
-        return _run_suite(args.pytest)
-    for module in args.module:
-        if SOURCE not in module.parents or not module.is_file():
-            parser.error(f"{module} is no module; want for example {SOURCE / 'wire/stun.py'}")
-    return _check_mirrors(args.module or list(_mirrored_modules()))
+        os.chdir(ROOT)
+        return _run_suite(args.pytest, only_touched=args.touched)
+    try:
+        modules = modules_of(args.path or MIRRORED)
+    except ValueError as e:
+        parser.error(str(e))
+    os.chdir(ROOT)
+    return _check_mirrors(modules)
 
 
 # Each module by its own test file
 
 
-def _mirrored_modules() -> Iterable[Path]:
-    for package in MIRRORED:
-        yield from (path for path in sorted(package.rglob("*.py")) if has_code(path))
+def modules_of(paths: Iterable[str | Path], root: Path = ROOT) -> list[Path]:
+    """Return the modules that paths name, relative to `root`.
+
+    A folder stands for all modules in it that have code.
+
+    Args:
+        paths: absolute, or relative to the current folder or to `root`.
+
+    Raises:
+        ValueError: a path does not exist, or is no module or folder of `MIRRORED`.
+    """
+    root = root.resolve()
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        full = (path if path.exists() else root / path).resolve()
+        if not full.exists():
+            raise ValueError(f"{path} does not exist; want for example {SOURCE / 'wire/stun.py'}")
+        is_inside = full.is_relative_to(root / SOURCE)
+        if not is_inside or not (full.is_dir() or full.suffix == ".py"):
+            raise ValueError(f"{path} is no module; want for example {SOURCE / 'wire/stun.py'}")
+        if not any(full.is_relative_to(root / package) for package in MIRRORED):
+            raise ValueError(
+                f"{path}: only modules of {' and '.join(map(str, MIRRORED))} must be covered by a "
+                "test file with their name; see what is covered of others with "
+                "`make cover COVER_ARGS=tests/…`"
+            )
+        files = filter(has_code, sorted(full.rglob("*.py"))) if full.is_dir() else [full]
+        found.update(dict.fromkeys(file.relative_to(root) for file in files))
+    return list(found)
 
 
 def has_code(module: Path) -> bool:
@@ -208,7 +251,7 @@ def _ranges(lines: Iterable[int]) -> str:
 # All packages by the suite
 
 
-def _run_suite(arguments: Sequence[str]) -> int:
+def _run_suite(arguments: Sequence[str], *, only_touched: bool) -> int:
     DATA.mkdir(parents=True, exist_ok=True)
     for old in DATA.glob("data*"):
         old.unlink()
@@ -225,8 +268,25 @@ def _run_suite(arguments: Sequence[str]) -> int:
     measured.save()
     report = DATA / "report.json"
     measured.json_report(outfile=str(report))
-    _say(report_suite(json.loads(report.read_text(encoding="utf-8"))["files"]))
+    files = json.loads(report.read_text(encoding="utf-8"))["files"]
+    _say(report_suite(touched(files) if only_touched else files))
     return status
+
+
+def touched(files: dict[str, Any]) -> dict[str, Any]:
+    """Return the files of packages of which the tests ran a function.
+
+    Args:
+        files: as for `report_suite`.
+    """
+
+    def runs(entry: dict[str, Any]) -> bool:
+        # The name is empty for the lines outside of functions: an import runs those.
+        functions = entry["functions"].items()
+        return any(each["summary"]["covered_lines"] for name, each in functions if name)
+
+    packages = {Path(path).parent for path, entry in files.items() if runs(entry)}
+    return {path: entry for path, entry in files.items() if Path(path).parent in packages}
 
 
 def report_suite(files: dict[str, Any]) -> str:

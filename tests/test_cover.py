@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -130,3 +133,93 @@ def test_the_report_has_packages_and_the_modules_below_95_percent() -> None:
         "below 95 %:",
         "  94.0 %  src/pyderp/wire/http.py",
     ]
+
+
+# Which modules `mirrors` measures
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same repository, as the current folder."""
+    monkeypatch.chdir(project)
+    return project
+
+
+def test_a_folder_stands_for_its_modules_with_code(here: Path) -> None:
+    (here / "src/pyderp/wire/__init__.py").write_text('"""Only a docstring."""\n')
+    inner = here / "src/pyderp/wire/inner"
+    inner.mkdir()
+    (inner / "more.py").write_text("x = 1\n")
+    modules = [Path("src/pyderp/wire/inner/more.py"), MODULE]
+    assert cover.modules_of(["src/pyderp/wire"], here) == modules
+    assert cover.modules_of(["src/pyderp/wire/", MODULE], here) == modules, "each only once"
+
+
+def test_a_path_may_be_absolute_or_relative_to_the_current_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cover.modules_of([here / MODULE], here) == [MODULE]
+    assert cover.modules_of([str(here / MODULE.parent)], here) == [MODULE]
+    monkeypatch.chdir(here / MODULE.parent)
+    assert cover.modules_of(["sample.py"], here) == [MODULE]
+    assert cover.modules_of(["."], here) == [MODULE]
+    assert cover.modules_of([MODULE], here) == [MODULE], "relative to the repository"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("src/pyderp/wire/missing.py", "src/pyderp/wire/missing.py does not exist; want for"),
+        ("pytest.ini", "pytest.ini is no module; want for example src/pyderp/wire/stun.py"),
+        ("src/pyderp/wire/data.txt", "src/pyderp/wire/data.txt is no module"),
+        ("tests", "tests is no module"),
+        ("src/pyderp/net/link.py", "src/pyderp/net/link.py: only modules of src/pyderp/wire and "),
+        ("src/pyderp/net", "src/pyderp/net: only modules of src/pyderp/wire and src/pyderp/relay"),
+    ],
+)
+def test_a_path_that_the_rule_is_not_for_is_refused(here: Path, path: str, text: str) -> None:
+    (here / "src/pyderp/net").mkdir()
+    (here / "src/pyderp/net/link.py").write_text("x = 1\n")
+    (here / "src/pyderp/wire/data.txt").write_text("text")
+    with pytest.raises(ValueError, match="^" + re.escape(text)):
+        cover.modules_of([path], here)
+
+
+def test_the_command_names_a_wrong_path_and_exits_with_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cover.main(["mirrors", "src/pyderp/net/link.py"])
+    assert caught.value.code == 2
+    assert "src/pyderp/net/link.py: only modules of" in capsys.readouterr().err
+
+
+# A run of a few tests
+
+
+def test_only_packages_of_which_a_function_ran_are_touched() -> None:
+    """Lines outside of functions run at an import. All modules of a touched package count."""
+
+    def entry(**functions: int) -> dict[str, object]:
+        """A module, with the number of lines that ran of each function."""
+        ran = {"": 10, **functions}
+        return {"functions": {f: {"summary": {"covered_lines": n}} for f, n in ran.items()}}
+
+    files = {
+        "src/pyderp/keys.py": entry(parse=0),
+        "src/pyderp/cli/main.py": entry(main=3, stop=0),
+        "src/pyderp/cli/other.py": entry(other=0),
+        "src/pyderp/cli/relay/flags.py": entry(),
+    }
+    assert list(cover.touched(files)) == ["src/pyderp/cli/main.py", "src/pyderp/cli/other.py"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("arguments", ["", "tests/cli"])
+def test_make_cover_measures_the_mirrors_only_without_arguments(arguments: str) -> None:
+    command = ["make", "--dry-run", "cover", f"COVER_ARGS={arguments}"]
+    printed = subprocess.run(command, cwd=cover.ROOT, capture_output=True, text=True, check=True)
+    [suite] = [line for line in printed.stdout.splitlines() if "cover.py suite" in line]
+    assert ("cover.py mirrors" in printed.stdout) is not bool(arguments)
+    assert ("--touched" in suite) is bool(arguments)
+    assert suite.endswith(arguments)
