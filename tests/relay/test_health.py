@@ -378,3 +378,16 @@ def test_waits_within_one_second_count_once(at: Watched) -> None:
         at.tick(0.32)
     assert at.ticks(100) == []
     assert at.remembers() == 0
+
+
+def test_health_frames_with_a_text_and_empty_ones_are_counted(at: Watched) -> None:
+    one, two = at.join("a"), at.join("b")
+    at.watch.set_certificate_problem(CERTIFICATE)
+    at.tick()
+    at.watch.set_certificate_problem("it has expired")
+    at.tick()
+    at.leave(two)
+    at.watch.set_certificate_problem(None)
+    assert at.tick() == [(one, "")]
+    # The only integers among the attributes: frames with a text, then empty ones.
+    assert [each for each in vars(at.watch).values() if type(each) is int] == [4, 1]
