@@ -82,7 +82,7 @@ class BootstrapCounters:
 
 
 def percentage(texts: Iterable[str]) -> int:
-    """What the strings of a TXT record say: the last that is an integer from 0 to 100, or 0."""
+    """Return the last string of a TXT record that is an integer from 0 to 100; 0 if none is."""
     found = 0
     for text in texts:
         if _PERCENT.fullmatch(text) and 0 <= int(text) <= 100:

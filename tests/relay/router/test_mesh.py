@@ -217,7 +217,7 @@ class TestForward:
         for i in range(20):
             world.forward(r, f"far {i}", "a", b"x")
         assert world.got(a) == [packet(f"far {i}", b"x") for i in range(20)]
-        noted = a.connection.heard_from
+        noted = a.connection.received_from
         assert noted is not None
         assert len(noted) + world.counters.sources_not_noted == 20
         assert len(noted) <= 3 + len(world.router.registry.active)

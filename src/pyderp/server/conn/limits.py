@@ -62,7 +62,7 @@ class Limits:
         loop: has the clock, and the timers of clients that wait.
         counters: the counters of the relay's router.
         path: the file of limits; `reload` reads it again.
-        observer: is told which clients wait, for Health frames.
+        observer: is notified when a client starts to wait, for Health frames.
 
     Raises:
         ConfigError: the file cannot be read, or is malformed.

@@ -121,7 +121,7 @@ class MeshLog:
         self._host = host
         self._clock = clock
         self._pause = _FIRST_PAUSE
-        self._said_at: float | None = None
+        self._logged_at: float | None = None
         """When a failure was last logged; `None`: not since the link last worked."""
         self._failure_logged = False
         """The last line is a failure."""
@@ -135,7 +135,7 @@ class MeshLog:
         self._connected_at = self._clock()
         if self._failure_logged:
             log.info("mesh with %s: connected again", self._host)
-        elif self._said_at is None:
+        elif self._logged_at is None:
             log.info("mesh with %s: connected", self._host)
         self._failure_logged = False
 
@@ -143,22 +143,22 @@ class MeshLog:
         """Note that the link cannot connect, or broke."""
         now = self._clock()
         if self._connected_at is not None and now - self._connected_at >= _STABLE:
-            self._said_at = None
+            self._logged_at = None
         self._connected_at = None
         self._failures += 1
         more = ""
-        due = self._said_at is None or now - self._said_at >= self._pause
-        if self._said_at is None:
+        due = self._logged_at is None or now - self._logged_at >= self._pause
+        if self._logged_at is None:
             self._pause = _FIRST_PAUSE
         elif due:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             times = counted(self._failures, "time")
-            more = f" (failed {times} in {now - self._said_at:.0f} s)"
+            more = f" (failed {times} in {now - self._logged_at:.0f} s)"
         elif error in self._reasons or len(self._reasons) >= _MOST_REASONS:
             return
         log.warning("mesh with %s: %s%s", self._host, error, more, exc_info=bug)
         if due:
-            self._said_at = now
+            self._logged_at = now
             self._failures = 0
             self._reasons.clear()
         self._failure_logged = True
