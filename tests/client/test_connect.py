@@ -329,7 +329,7 @@ class TestDialer:
             assert found.attempts == (error,)
             assert str(found).endswith("connect to https://h/derp: no way out")
 
-    async def test_a_result_that_is_no_stream_is_refused(self) -> None:
+    async def test_a_result_that_is_not_a_stream_is_refused(self) -> None:
         async def dialer(_host: str, _port: int) -> Any:
             return None
 

@@ -193,7 +193,7 @@ def test_a_long_wait_is_reported_while_it_lasts(at: Watched) -> None:
     assert at.ticks(1000) == []
 
 
-def test_a_wait_may_end_early(at: Watched) -> None:
+def test_a_wait_that_ends_early_counts_only_until_its_end(at: Watched) -> None:
     """The next wait then counts from its own start."""
     one, other = at.join("a"), at.join("b")
     at.wait(one, 60_000.0)
@@ -336,7 +336,7 @@ def test_the_text_about_an_expired_certificate() -> None:
     assert "derp.example.com expired on 2026-04-01 12:30 UTC" in text
 
 
-def test_the_time_zone_does_not_matter() -> None:
+def test_the_text_about_a_certificate_is_in_utc_whatever_the_time_zones() -> None:
     zone = timezone(timedelta(hours=5))
     now = END - timedelta(days=1)
     text = expiry_text("derp.example.com", END.astimezone(zone), now.astimezone(zone))
@@ -364,7 +364,7 @@ def test_a_client_not_known_to_accept_health_frames_gets_none_unless_all_do(
     assert at.received[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]
 
 
-def test_takeovers_are_not_followed_after_the_end(at: Watched) -> None:
+def test_close_stops_takeover_events(at: Watched) -> None:
     registry = at.world.router.registry
     assert registry.on_takeover == at.watch.on_takeover
     at.watch.close()

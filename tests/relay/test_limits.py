@@ -71,7 +71,7 @@ def test_a_small_burst_is_raised() -> None:
         {"PerKey": {}},
     ],
 )
-def test_no_rate_is_no_limit(value: object) -> None:
+def test_without_a_rate_there_is_no_limit(value: object) -> None:
     assert parse(value) == RateConfig()
 
 

@@ -335,7 +335,7 @@ class TestClosePeer:
         assert world.got(r) == []
         world.check()
 
-    def test_an_unknown_key_is_no_error(self, world: World) -> None:
+    def test_closing_an_unknown_key_is_ignored(self, world: World) -> None:
         r = world.join("r", mesh=True)
         world.close_peer(r, "nobody")
         assert world.got(r) == []
