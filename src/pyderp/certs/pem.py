@@ -1,7 +1,7 @@
 """Finds out what is wrong with a file of certificates or a key, and says what to do.
 
-The errors of OpenSSL and cryptography mostly say that something could not be read, and not whether
-it was the chain or the key.
+The errors of OpenSSL and cryptography usually say that something could not be read, and not
+whether it was the chain or the key.
 """
 
 from __future__ import annotations

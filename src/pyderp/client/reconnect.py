@@ -168,7 +168,7 @@ class MessageIterator:
 
         Errors that look permanent count only until a first connection has worked: after that the
         settings are right, and a certificate that has expired or a wrong answer of a proxy may be
-        mended while a long-running program waits.
+        corrected while a long-running program waits.
         """
         attempts = error.attempts if isinstance(error, ConnectError) else ()
         # The only stream of a client over a stream has ended: another connect can never work.

@@ -138,7 +138,7 @@ class HttpStage:
         return b""
 
     def _log_no_upgrade(self, request: Request) -> None:
-        """Log a request for `/derp` without an upgrade; mostly, a proxy has removed the header."""
+        """Log a request for `/derp` without an upgrade; usually a proxy has removed the header."""
         protocol = self._protocol
         asked = request.header(b"upgrade")
         what = f"asks for upgrade to {printable(asked, 40)!r}" if asked else "has no Upgrade header"

@@ -105,7 +105,7 @@ def _from_url(text: str) -> MeshHost:
         raise ConfigError("mesh host with a URL that begins with neither http:// nor https://")
     target = parse_url(text)
     if target.request_target == "/":
-        raise ConfigError(f"mesh host {target.text!r}: the path is missing, mostly /derp")
+        raise ConfigError(f"mesh host {target.text!r}: the path is missing, usually /derp")
     return MeshHost(target.text, text)
 
 
