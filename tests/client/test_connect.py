@@ -334,7 +334,7 @@ class TestDialer:
             return None
 
         async with of_url("https://h/derp", dialer=dialer) as client:
-            assert "a NoneType is no stream" in str(await fails(client))
+            assert "a NoneType is not a stream" in str(await fails(client))
 
 
 async def test_a_urls_host_is_looked_up_in_the_cache() -> None:

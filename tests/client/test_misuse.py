@@ -118,7 +118,7 @@ async def test_times_that_are_not_numbers_are_refused(seconds: Any) -> None:
     async with linked() as (client, _):
         with pytest.raises(TypeError, match=r"^within is a .*; want seconds"):
             await client.send(PEER, b"x", reconnect=True, within=seconds)
-    if seconds is not None:  # None is no limit
+    if seconds is not None:  # None means no limit
         with pytest.raises(TypeError, match=r"^timeout is a .*; want seconds"):
             blocking.Client.for_url(URL).recv(timeout=seconds)
 

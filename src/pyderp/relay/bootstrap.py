@@ -94,7 +94,7 @@ def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -
     """Whether a client belongs to a percentage; the same address always gets the same answer.
 
     Args:
-        address: its IP address; a text that is no IP address belongs only to 100 percent.
+        address: its IP address; a text that is not an IP address belongs only to 100 percent.
         percent: from 0 to 100.
         uniform: returns numbers from [0, 1); decides for clients on loopback, as in tests.
     """

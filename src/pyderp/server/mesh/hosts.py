@@ -75,7 +75,7 @@ def parse_mesh_host(text: str) -> MeshHost:
         )
     host, dial = parts[0].strip(), _dial_host(parts[1].strip(), text) if len(parts) == 2 else ""
     if not host or any(c.isspace() or c in _NOT_IN_HOSTS for c in host):
-        raise ConfigError(f"mesh host {text!r}: {host!r} is no host name")
+        raise ConfigError(f"mesh host {text!r}: {host!r} is not a host name")
     url = f"https://{host}/derp"
     try:
         parse_url(url)
@@ -93,7 +93,7 @@ def _dial_host(dial: str, text: str) -> str:
         return bare
     if not dial or ":" in dial or any(c.isspace() or c in _NOT_IN_HOSTS for c in dial):
         raise ConfigError(
-            f"mesh host {text!r}: {dial!r} is no dial host; want a name or an IP address, "
+            f"mesh host {text!r}: {dial!r} is not a dial host; want a name or an IP address, "
             f"the port is that before the slash"
         )
     return bare
