@@ -71,7 +71,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestPerClientRateLimit/zero_config_no_limiter": (
         "server/conn/test_limits.py::test_without_a_limit_reads_go_to_the_lane_directly",
-        "relay/test_limits.py::test_no_rate_is_no_limit",
+        "relay/test_limits.py::test_without_a_rate_there_is_no_limit",
     ),
     # What exceeds the burst goes into debt and waits, where Go's limiter refuses it.
     "TestRateLimitWait": (

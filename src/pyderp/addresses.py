@@ -102,7 +102,9 @@ def parse_address(text: str) -> tuple[str, int]:
         # Five digits at most: Python refuses to read very long numbers.
         digits = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
         if not digits or int(port_text) > 65535:
-            raise ConfigError(f"invalid server address {text!r}: {port_text!r} is no port number")
+            raise ConfigError(
+                f"invalid server address {text!r}: {port_text!r} is not a port number"
+            )
         port = int(port_text)
     return host, port
 
@@ -153,7 +155,7 @@ def normal_name(hostname: str) -> str:
     """Returns a DNS name as certificates and clients spell it: lower case, ASCII, no final dot.
 
     Raises:
-        ConfigError: it is no DNS name.
+        ConfigError: it is not a DNS name.
     """
     name = bare_name(hostname)
     if not name.isascii():
@@ -162,7 +164,7 @@ def normal_name(hostname: str) -> str:
         try:
             name = name.encode("idna").decode("ascii")
         except UnicodeError as e:
-            text = f"hostname {hostname!r} is no international name: {name_words(e)}"
+            text = f"hostname {hostname!r} is not an international name: {name_words(e)}"
             raise ConfigError(text) from e
     check_host_name(name)
     return name

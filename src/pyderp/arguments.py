@@ -8,7 +8,7 @@ __all__ = ["check_callable", "check_seconds", "check_type"]
 
 
 def check_type(name: str, value: object, *kinds: type, hint: str = "") -> None:
-    """Refuse a value that is of none of these types; a bool is no int.
+    """Refuse a value that is of none of these types; a bool is not an int.
 
     Args:
         name: of the setting or argument, for the error.
@@ -33,7 +33,7 @@ def check_callable(name: str, value: object) -> None:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Refuse a value that is no number of seconds.
+    """Refuse a value that is not a number of seconds.
 
     Raises:
         TypeError: it is neither an int nor a float.

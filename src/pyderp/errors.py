@@ -12,7 +12,7 @@ DerpError
 │           └── UpgradeRejected  a whole HTTP answer, but not 101; has .status and .body
 ├── ConnectError             connecting failed; .attempts has an error for each way tried
 ├── DialError                no connection to one node or host (also an OSError)
-│   ├── NameNotFound         the name has no address, or is no valid name
+│   ├── NameNotFound         the name has no address, or is not a valid name
 │   └── ProxyError           a proxy refused, or broke its protocol
 ├── TLSError                 a TLS handshake failed
 │   └── CertificateError     the certificate is not trusted, or is for another name or time

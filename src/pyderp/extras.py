@@ -30,7 +30,7 @@ def needs(extra: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as e:
         library = (e.name or "").partition(".")[0]
-        if library in ("", "pyderp"):  # a mistake in this package, which no install mends
+        if library in ("", "pyderp"):  # a mistake in this package, which no install fixes
             raise
         text = f"{what} need the package {library}, which is not installed: {install_line(extra)}"
         raise MissingExtra(text, extra=extra) from e

@@ -69,7 +69,7 @@ class Object(dict[str, object]):
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 # By default Python accepts NaN and Infinity, which are not JSON.

@@ -67,7 +67,7 @@ class NodePublic:
     """A node's Curve25519 public key, which is its address in DERP (`key.NodePublic`).
 
     Hashable and ordered bytewise. The zero key can be held, printed and compared, but
-    it is no client's address and never opens or seals a box.
+    it is not a client's address and never opens or seals a box.
 
     Args:
         raw: the 32 bytes as they go over the wire.

@@ -51,7 +51,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         limit: the most bytes that the file may have.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger; `strerror` says which.
+        OSError: it cannot be read, is not a regular file, or is larger; `strerror` says which.
     """
     # O_NONBLOCK, because opening a FIFO for reading waits for a writer. It changes nothing for
     # regular files.

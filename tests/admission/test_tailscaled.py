@@ -57,7 +57,7 @@ ANSWERS = {
     "no content": (response(b"", "204 No Content"), "HTTP 204"),
     "moved": (response(b"", "302 Found", "Location: /\r\n"), "HTTP 302"),
     "no JSON": (response(b"hello"), "the answer is not JSON"),
-    "no object": (response(b"[]"), "no JSON object"),
+    "no object": (response(b"[]"), "not a JSON object"),
     "deep": (response(b"[" * 100_000), "the answer is not JSON"),
     "half": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "failed to query"),
     "no HTTP": (b"hello\r\n\r\n", "failed to query"),

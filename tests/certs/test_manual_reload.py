@@ -49,7 +49,7 @@ def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:
 def test_a_pair_replaced_with_the_same_times_is_noticed(tmp_path: Path) -> None:
     """ACME clients swap symbolic links and keep times.
 
-    A copy with the same content is no change.
+    A copy with the same content is not a change.
     """
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)

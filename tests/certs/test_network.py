@@ -69,7 +69,7 @@ CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
 def test_an_endless_body_is_refused(tmp_path: Path, head: bytes, rest: bytes) -> None:
     with (
         sending(tmp_path, head, rest) as port,
-        pytest.raises(Refused, match="is no ACME: more than 1048576 bytes in one answer"),
+        pytest.raises(Refused, match="is not ACME: more than 1048576 bytes in one answer"),
     ):
         session(tmp_path, port).obtain(NAME, 0)
 
@@ -144,7 +144,7 @@ def test_deeply_nested_answers_are_refused(tmp_path: Path, status: int) -> None:
 
     with (
         serving(tmp_path, getting(answer)) as port,
-        pytest.raises(Refused, match="is no ACME: it is too deeply nested"),
+        pytest.raises(Refused, match="is not ACME: it is too deeply nested"),
     ):
         session(tmp_path, port).obtain(NAME, 0)
 
@@ -157,7 +157,7 @@ def test_compressed_answers_are_neither_requested_nor_decompressed(tmp_path: Pat
         wanted.append(self.headers["Accept-Encoding"])
         self.answer(200, packed, Content_Encoding="gzip", Content_Type="application/json")
 
-    with serving(tmp_path, getting(answer)) as port, pytest.raises(Refused, match="is no ACME"):
+    with serving(tmp_path, getting(answer)) as port, pytest.raises(Refused, match="is not ACME"):
         session(tmp_path, port).obtain(NAME, 0)
     assert wanted == ["identity"]
 
@@ -221,11 +221,11 @@ def answered(status: int) -> requests.Response:
         ),
         (errors.IssuanceError(problem("badCSR", "weak key")), "badCSR: weak key"),
         (errors.ValidationError([]), "a challenge failed"),
-        (errors.ClientError(answered(502)), "the authority's answer is no ACME: 502 Bad Gateway"),
-        (errors.ClientError("odd type"), "the authority's answer is no ACME: odd type"),
+        (errors.ClientError(answered(502)), "the authority's answer is not ACME: 502 Bad Gateway"),
+        (errors.ClientError("odd type"), "the authority's answer is not ACME: odd type"),
         (
             errors.MissingNonce(answered(200)),
-            "the authority's answer is no ACME: it lacks the header Replay-Nonce",
+            "the authority's answer is not ACME: it lacks the header Replay-Nonce",
         ),
         (
             requests.exceptions.SSLError(ssl.SSLCertVerificationError(1, "[SSL: X] x (_ssl.c:1)")),
@@ -235,7 +235,7 @@ def answered(status: int) -> requests.Response:
         (requests.ReadTimeout(TimeoutError("timed out")), "cannot reach the authority: timed out"),
         (ConfigError("cannot read it"), "cannot read it"),
         (OSError(28, "No space left on device"), "No space left on device"),
-        (KeyError("newNonce"), "the authority's answer is no ACME: it lacks newNonce"),
+        (KeyError("newNonce"), "the authority's answer is not ACME: it lacks newNonce"),
     ],
 )
 def test_errors_are_described_in_one_line(error: Exception, text: str) -> None:

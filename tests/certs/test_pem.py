@@ -123,5 +123,5 @@ def test_other_content_is_recognised_and_named(tmp_path: Path) -> None:
         (key[:100], "it is incomplete"),
     ):
         text = refusal(tmp_path, chain, data)
-        assert "the key is no private key in PEM form" in text
+        assert "the key is not a private key in PEM form" in text
         assert problem in text

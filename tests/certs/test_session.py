@@ -97,7 +97,7 @@ def test_a_rate_limit_of_the_authority_has_its_retry_after(
 def test_answers_that_are_no_acme_are_refused(tmp_path: Path, status: int, body: bytes) -> None:
     with (
         answering(tmp_path, status, body) as port,
-        pytest.raises(Refused, match="is no ACME") as caught,
+        pytest.raises(Refused, match="is not ACME") as caught,
     ):
         session(tmp_path, port).obtain(NAME, 0)
     assert not caught.value.limited

@@ -214,7 +214,7 @@ def test_ways_that_were_tried_are_not_advised(
 )  # fmt: skip
 def test_a_server_that_does_not_speak_derp_is_named(here: Here, answer: bytes) -> None:
     with answering(answer) as port:
-        assert "is no DERP relay: check host, port and path" in advice_of(
+        assert "is not a DERP relay: check host, port and path" in advice_of(
             here, f"http://127.0.0.1:{port}"
         )
 
@@ -385,7 +385,7 @@ def test_a_proxy_from_the_environment_is_named(here: Here, monkeypatch: pytest.M
         (ConnectionResetError(104, "Connection reset by peer"), "the connection was cut"),
         (TimeoutError("the relay took no packet for 1 s"), "no answer in time"),
         (ConnectionClosed("derp.Recv: EOF"), "the relay ended the connection"),
-        (BadMagic("bad"), "no DERP relay"),
+        (BadMagic("bad"), "not a DERP relay"),
         (socket.gaierror(-2, "Name or service not known"), "the name is not known"),
         (DialError("no route"), "cannot be reached from here"),
         (

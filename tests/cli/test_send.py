@@ -352,7 +352,7 @@ def test_sigterm_exits_143_as_ctrl_c_exits_130(relay: RelayThread) -> None:
         (["http://127.0.0.1:1/derp"], "PEER is missing"),
         ([str(ABSENT)], "give the relay's URL, or --derp-map"),
         (["http://127.0.0.1:1/derp", "nodekey:12"], "key hex has the wrong size"),
-        (["http://127.0.0.1:1/derp", "someone"], "'someone' is no peer"),
+        (["http://127.0.0.1:1/derp", "someone"], "'someone' is not a peer"),
         (["http://127.0.0.1:1/derp", str(ABSENT), str(ABSENT)], "one peer too many"),
         (["http://127.0.0.1:1/derp", str(ABSENT), "-m", "x", "--raw"], "give one of them"),
         ([str(ABSENT), "--derp-map", "-"], "give --message as well"),

@@ -329,12 +329,12 @@ class TestDialer:
             assert found.attempts == (error,)
             assert str(found).endswith("connect to https://h/derp: no way out")
 
-    async def test_a_result_that_is_no_stream_is_refused(self) -> None:
+    async def test_a_result_that_is_not_a_stream_is_refused(self) -> None:
         async def dialer(_host: str, _port: int) -> Any:
             return None
 
         async with of_url("https://h/derp", dialer=dialer) as client:
-            assert "a NoneType is no stream" in str(await fails(client))
+            assert "a NoneType is not a stream" in str(await fails(client))
 
 
 async def test_a_urls_host_is_looked_up_in_the_cache() -> None:

@@ -168,7 +168,7 @@ async def test_a_relay_that_answers_101() -> None:
 @pytest.mark.parametrize(
     "before", [pack_server_key(RELAY.public), packet_frame(b"x")], ids=["greeting", "packet"]
 )
-async def test_bytes_after_a_frame_are_no_http_answer(before: bytes) -> None:
+async def test_bytes_after_a_frame_are_not_read_as_an_http_answer(before: bytes) -> None:
     """They are a broken stream, even if they look like HTTP."""
     async with (
         bounded(),

@@ -32,7 +32,7 @@ from .fakes import DIRECT, PEER, LoginLink, bounded, fake_relay, linked
 
 
 @pytest.mark.parametrize("dst", ["nodekey:" + "1" * 64, bytes(32), None], ids=["text", "raw", "no"])
-async def test_a_destination_that_is_no_key_is_refused(dst: Any) -> None:
+async def test_a_destination_that_is_not_a_key_is_refused(dst: Any) -> None:
     async with linked() as (client, links):
         with pytest.raises(TypeError, match=r"want a NodePublic, which NodePublic\.parse"):
             await client.send(dst, b"x")
@@ -90,7 +90,7 @@ def test_an_argument_of_another_type_is_refused(
 
 @pytest.mark.parametrize("make", [Client.for_region, blocking.Client.for_region])
 @pytest.mark.parametrize("region", ["fra", 900, DERPMap(), None])
-def test_an_object_that_is_no_region_is_refused(make: Any, region: Any) -> None:
+def test_an_object_that_is_not_a_region_is_refused(make: Any, region: Any) -> None:
     kind = type(region).__name__
     with pytest.raises(ConfigError, match=f"^region is a {kind}; want DERPRegion, as DERPMap.reg"):
         make(region)
@@ -107,25 +107,25 @@ async def test_a_function_that_returns_no_region_is_refused() -> None:
 @pytest.mark.parametrize(
     "peer", ["nodekey:" + "1" * 64, bytes(32), None], ids=["text", "raw", "no"]
 )
-def test_a_sealed_peer_that_is_no_key_is_refused(peer: Any) -> None:
+def test_a_sealed_peer_that_is_not_a_key_is_refused(peer: Any) -> None:
     for client in (Client.for_url(URL), blocking.Client.for_url(URL)):
         with pytest.raises(TypeError, match=r"^the peer is a .*; want a NodePublic"):
             client.sealed(peer)
 
 
 @pytest.mark.parametrize("seconds", ["3", None, True])
-async def test_times_that_are_no_numbers_are_refused(seconds: Any) -> None:
+async def test_times_that_are_not_numbers_are_refused(seconds: Any) -> None:
     async with linked() as (client, _):
         with pytest.raises(TypeError, match=r"^within is a .*; want seconds"):
             await client.send(PEER, b"x", reconnect=True, within=seconds)
-    if seconds is not None:  # None is no limit
+    if seconds is not None:  # None means no limit
         with pytest.raises(TypeError, match=r"^timeout is a .*; want seconds"):
             blocking.Client.for_url(URL).recv(timeout=seconds)
 
 
 @pytest.mark.parametrize("parse", [NodePublic.parse, NodePrivate.parse, MeshKey.parse])
 @pytest.mark.parametrize("text", [None, b"nodekey:", 3])
-def test_parsing_a_key_that_is_no_text_is_refused(parse: Any, text: Any) -> None:
+def test_parsing_a_key_that_is_not_text_is_refused(parse: Any, text: Any) -> None:
     with pytest.raises(TypeError, match=r"^a key to parse is a .*; want str$"):
         parse(text)
 

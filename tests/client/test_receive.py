@@ -196,7 +196,7 @@ async def test_unread_messages_can_be_received_after_an_end(cut: str) -> None:
         assert len(messages) > 15
 
 
-async def test_a_silent_relay_is_given_up() -> None:
+async def test_a_connection_on_which_the_relay_sends_nothing_ends_at_the_timeout() -> None:
     """After `receive_timeout`; the next call connects."""
     config = ClientConfig(receive_timeout=0.1)
     async with fake_relay() as relay, connected(relay, config) as (client, peer):
@@ -210,7 +210,7 @@ async def test_a_silent_relay_is_given_up() -> None:
         assert await receiving == (ServerInfo(2), 2)
 
 
-async def test_sending_is_no_sign_of_life() -> None:
+async def test_sending_does_not_extend_the_read_timeout() -> None:
     """Bytes that the client sends do not reset the timeout."""
     async with linked(ClientConfig(receive_timeout=0.1)) as (client, _), bounded():
         with pytest.raises(ConnectionClosed, match="nothing received"):  # noqa: PT012 (in time)

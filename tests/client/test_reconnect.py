@@ -185,7 +185,7 @@ async def test_failures_in_a_row_make_the_waits_longer(pauses: list[float]) -> N
     assert pauses[before:] == pytest.approx([0.01], abs=0.005)
 
 
-async def test_a_connection_without_a_message_is_no_success(pauses: list[float]) -> None:
+async def test_a_connection_without_a_message_does_not_reset_the_waits(pauses: list[float]) -> None:
     """The waits for a relay that takes connections and drops them become longer."""
     links = Links()
     client = links.client()
@@ -199,7 +199,9 @@ async def test_a_connection_without_a_message_is_no_success(pauses: list[float])
     assert pauses == pytest.approx([n * n * 0.01 for n in range(1, 6)], abs=0.005)
 
 
-async def test_a_short_connection_with_messages_is_no_success(pauses: list[float]) -> None:
+async def test_a_short_connection_with_messages_does_not_reset_the_waits(
+    pauses: list[float],
+) -> None:
     """The waits become longer also if the relay asks to be tried again at once."""
     links = Links()
     client = links.client()
@@ -232,7 +234,7 @@ async def test_another_connect_ends_the_wait() -> None:
     await task
 
 
-async def test_a_wait_that_is_cancelled_loses_nothing() -> None:
+async def test_a_cancelled_receive_loses_no_message() -> None:
     """The iteration goes on where it was."""
     links = Links()
     client = links.client()
@@ -335,7 +337,7 @@ async def test_a_stream_that_cannot_be_opened_again_ends_the_iteration(pauses: l
     await client.aclose()
 
 
-async def test_connect_scope_that_times_out(pauses: list[float]) -> None:
+async def test_a_connect_that_its_scope_cancels_is_tried_again(pauses: list[float]) -> None:
     """A connect that a scope cancels is tried again like any other."""
     async with fake_relay() as relay:
         config = ClientConfig(network=DIRECT, connect_scope=lambda: asyncio.timeout(0.1))

@@ -71,7 +71,7 @@ async def test_an_end_before_server_info_is_a_refusal(reset: bool) -> None:
             await client.recv()
 
 
-async def test_an_end_after_server_info_is_no_refusal() -> None:
+async def test_an_end_after_server_info_does_not_count_as_a_refusal() -> None:
     async with (
         bounded(),
         fake_relay() as relay,

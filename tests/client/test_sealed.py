@@ -184,7 +184,7 @@ def test_payload_is_all_bytes_of_any_bytes_like_object() -> None:
 
 
 @pytest.mark.parametrize("packet", [b"", b"PDS", b"PDS\x02" + bytes(100), b"hello world"])
-def test_bytes_that_are_no_sealed_packet_are_refused(packet: bytes) -> None:
+def test_bytes_that_are_not_a_sealed_packet_are_refused(packet: bytes) -> None:
     _, bob, _ = pair()
     assert refused(bob, packet) == "not a sealed packet"
 

@@ -216,7 +216,7 @@ class TestTroublemakers:
     """Wrong or greedy calls do not harm other calls."""
 
     @pytest.mark.parametrize("wrong", ["text", [1, 2, 300], None, 5])
-    async def test_an_object_that_is_no_packet_changes_nothing(self, wrong: Any) -> None:
+    async def test_an_object_that_is_not_a_packet_changes_nothing(self, wrong: Any) -> None:
         """It is refused before anything is queued; the packets after it arrive whole."""
         async with linked() as (client, links):
             with pytest.raises(TypeError, match="a packet is bytes, not"):

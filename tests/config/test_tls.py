@@ -40,7 +40,7 @@ def test_a_name_needs_no_plain_http() -> None:
 
 
 def test_public_authorities_need_a_full_name() -> None:
-    with pytest.raises(ConfigError, match="'relay' is no full DNS name"):
+    with pytest.raises(ConfigError, match="'relay' is not a full DNS name"):
         acme(hostname="relay")
     acme(hostname="relay", directory="https://ca.internal/directory")
 
@@ -111,7 +111,7 @@ def test_external_account_binding_needs_both_of_its_settings() -> None:
 
 @pytest.mark.parametrize("directory", ["", "http://ca.internal", "ca.internal"])
 def test_the_directory_of_an_authority_must_be_an_https_url(directory: str) -> None:
-    with pytest.raises(ConfigError, match="is no https:// URL") as caught:
+    with pytest.raises(ConfigError, match="is not an https:// URL") as caught:
         acme(directory=directory)
     assert caught.value.settings == ("tls.directory",)
 

@@ -131,7 +131,7 @@ class TLSFiles:
         return no_network(**{"tls": trust, "resolver": LOCALHOST, **more})
 
     def server(self) -> ssl.SSLContext:
-        """The context of a server that is no relay."""
+        """The context of a server that is not a relay."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.ca, self.directory / "localhost.key")
         return context

@@ -34,7 +34,7 @@ def check(name: str, seen: Seen, *needs: str, after: tuple[str, ...] = ()) -> Ch
     [
         (ok("good"), Result.OK),
         (warned("so so", "look"), Result.OK),
-        (failed("bad", "mend"), Result.SKIP),
+        (failed("bad", "fix it"), Result.SKIP),
         (skipped("nothing there"), Result.SKIP),
     ],
 )
@@ -54,9 +54,9 @@ def test_a_check_needs_others_that_passed(seen: Seen, result: Result) -> None:
 def test_one_of_several_needed_checks_is_enough() -> None:
     async def main() -> None:
         either = Check(name="c.three", run=check("", ok("fine")).run, needs=(("a.one", "b.two"),))
-        bad, good = check("a.one", failed("no", "mend")), check("b.two", ok("yes"))
+        bad, good = check("a.one", failed("no", "fix it")), check("b.two", ok("yes"))
         assert (await results_of(either, bad, good))["c.three"].result is Result.OK
-        worse = check("b.two", failed("no", "mend"))
+        worse = check("b.two", failed("no", "fix it"))
         assert (await results_of(either, bad, worse))["c.three"].result is Result.SKIP
         # Needed checks that are not in the run do not count.
         assert (await results_of(either))["c.three"].result is Result.OK
@@ -72,7 +72,7 @@ def test_after_waits_for_a_check_that_may_fail() -> None:
             for _turn in range(5):
                 await asyncio.sleep(0)
             ended.append("slow")
-            return failed("no", "mend")
+            return failed("no", "fix it")
 
         async def quick(_: None) -> Seen:
             ended.append("quick")

@@ -37,7 +37,7 @@ def described(
     async def main() -> tuple[DERPNode, list[str], DERPNode]:
         async with Relay(config) as relay:
             stun = relay.stun_addresses[0][1] if relay.stun_addresses else relay.address[1]
-            # A TLS port is no port for HTTP.
+            # A TLS port is not a port for HTTP.
             http = relay.http_address[1] if relay.http_address is not None else relay.address[1]
             node, warnings = await describe_relay(
                 f"https://{host}:{relay.address[1]}",

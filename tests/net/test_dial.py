@@ -563,7 +563,7 @@ def never(sock: socket.socket) -> None:
 async def test_a_bad_port_is_reported_before_any_connect(port: int, proxy: str) -> None:
     settings = NetworkSettings(proxy=proxy, before_connect=never)
     node = replace(NODE, ipv4="127.0.0.1", derp_port=port)
-    with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is no port$"):
+    with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is not a port$"):
         await dial_node(node, port, settings=settings, resolver=NO_NAMES)
 
 
@@ -574,7 +574,7 @@ async def test_a_bad_host_name_is_reported_before_any_connect(name: str, proxy: 
     node = replace(NODE, host_name=name, ipv4="127.0.0.1")
     with pytest.raises(DialError) as caught:
         await dial_node(node, 443, settings=settings, resolver=NO_NAMES)
-    assert str(caught.value) == f"node 900a: HostName {name!r} is no host name"
+    assert str(caught.value) == f"node 900a: HostName {name!r} is not a host name"
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])

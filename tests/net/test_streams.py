@@ -300,5 +300,5 @@ async def test_a_link_is_used_as_it_is() -> None:
 
 async def test_any_other_object_is_refused() -> None:
     """The error says which kinds are accepted."""
-    with pytest.raises(LocalProtocolError, match="a str is no stream; want a socket"):
+    with pytest.raises(LocalProtocolError, match="a str is not a stream; want a socket"):
         await as_link("x")  # type: ignore[arg-type]  # the wrong type is the test

@@ -271,7 +271,7 @@ BEHIND = len(KEEP_ALIVE_FRAME) + LAST
         (0, 0),
         (1, 1),
         (LAST, 1),
-        (LAST + 1, 1),  # the keep-alive is no packet
+        (LAST + 1, 1),  # the keep-alive is not a packet
         (BEHIND, 1),
         (BEHIND + 1, 2),
         (BEHIND + BEFORE, 2),

@@ -70,7 +70,7 @@ def test_an_idle_connection_has_no_queues_no_sets_and_no_dict(world: World) -> N
     connection = world.join("a").connection
     assert connection.backlog is None
     assert connection.sent_to is None
-    assert connection.heard_from is None
+    assert connection.received_from is None
     assert not hasattr(connection, "__dict__")
     assert connection.public == public("a")
 

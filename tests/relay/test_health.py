@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from pyderp.relay.connection import Connection
-from pyderp.relay.health import HealthTeller, Trouble, expiry_text
+from pyderp.relay.health import HealthReporter, Trouble, expiry_text
 
 from .world import World
 
@@ -16,23 +16,23 @@ LIMITED = Trouble.RATE_LIMITED.value
 CERTIFICATE = "the relay's certificate is about to expire"
 
 
-class Recorder(HealthTeller):
+class Recorder(HealthReporter):
     """Records the texts that it sends."""
 
     sent_texts: list[tuple[Connection, str]]
 
-    def _tell(self, connection: Connection, text: str) -> None:
-        super()._tell(connection, text)
+    def _send(self, connection: Connection, text: str) -> None:
+        super()._send(connection, text)
         assert not connection.has_left
         self.sent_texts.append((connection, text))
 
 
 class Watched:
-    """A HealthTeller over a world's connections, with one tick a second."""
+    """A HealthReporter over a world's connections, with one tick a second."""
 
-    def __init__(self, *, tell_all: bool = False) -> None:
+    def __init__(self, *, send_to_all: bool = False) -> None:
         self.world = World()
-        self.watch = Recorder(self.world.router, lambda: self.world.now, tell_all=tell_all)
+        self.watch = Recorder(self.world.router, lambda: self.world.now, send_to_all=send_to_all)
         self.watch.sent_texts = []
 
     @property
@@ -74,7 +74,7 @@ class Watched:
         self.watch.on_wait(connection, seconds)
 
     def remembers(self) -> int:
-        """Return the number of entries in all tables of the HealthTeller."""
+        """Return the number of entries in all tables of the HealthReporter."""
         tables = [v for v in vars(self.watch).values() if isinstance(v, (dict, set))]
         assert len(tables) >= 6
         return sum(map(len, tables))
@@ -193,7 +193,7 @@ def test_a_long_wait_is_reported_while_it_lasts(at: Watched) -> None:
     assert at.ticks(1000) == []
 
 
-def test_a_wait_may_end_early(at: Watched) -> None:
+def test_a_wait_that_ends_early_counts_only_until_its_end(at: Watched) -> None:
     """The next wait then counts from its own start."""
     one, other = at.join("a"), at.join("b")
     at.wait(one, 60_000.0)
@@ -336,7 +336,7 @@ def test_the_text_about_an_expired_certificate() -> None:
     assert "derp.example.com expired on 2026-04-01 12:30 UTC" in text
 
 
-def test_the_time_zone_does_not_matter() -> None:
+def test_the_text_about_a_certificate_is_in_utc_whatever_the_time_zones() -> None:
     zone = timezone(timedelta(hours=5))
     now = END - timedelta(days=1)
     text = expiry_text("derp.example.com", END.astimezone(zone), now.astimezone(zone))
@@ -346,10 +346,12 @@ def test_the_time_zone_does_not_matter() -> None:
 # Clients that are not known to accept Health frames
 
 
-@pytest.mark.parametrize("tell_all", [False, True])
-def test_a_client_not_known_to_accept_health_frames_gets_none_unless_all_do(tell_all: bool) -> None:
+@pytest.mark.parametrize("send_to_all", [False, True])
+def test_a_client_not_known_to_accept_health_frames_gets_none_unless_all_do(
+    send_to_all: bool,
+) -> None:
     """For none of the three troubles. A known connection of the same key gets them all the same."""
-    at = Watched(tell_all=tell_all)
+    at = Watched(send_to_all=send_to_all)
     bare, known = at.join("a"), at.join("a")
     bare.takes_health = False
     at.take(bare, known, bare, known)
@@ -358,11 +360,11 @@ def test_a_client_not_known_to_accept_health_frames_gets_none_unless_all_do(tell
     at.watch.set_certificate_problem(CERTIFICATE)
     at.tick()
     at.watch.on_login(bare)
-    assert at.received.get(bare, [""])[-1] == (CERTIFICATE if tell_all else "")
+    assert at.received.get(bare, [""])[-1] == (CERTIFICATE if send_to_all else "")
     assert at.received[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]
 
 
-def test_takeovers_are_not_followed_after_the_end(at: Watched) -> None:
+def test_close_stops_takeover_events(at: Watched) -> None:
     registry = at.world.router.registry
     assert registry.on_takeover == at.watch.on_takeover
     at.watch.close()

@@ -313,7 +313,7 @@ class TestActivity:
         world.feed(a2, frame[4:])
         assert world.registry.active == {a1.key: a2.connection}
 
-    def test_bytes_inside_a_skipped_frame_are_no_activity(self, world: World) -> None:
+    def test_bytes_inside_a_skipped_frame_do_not_count_as_activity(self, world: World) -> None:
         a1, a2 = world.join("a"), world.join("a")
         world.feed(a1, frame_header(0x77, 200))
         world.feed(a2, pack_frame(0x77))

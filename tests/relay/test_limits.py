@@ -71,7 +71,7 @@ def test_a_small_burst_is_raised() -> None:
         {"PerKey": {}},
     ],
 )
-def test_no_rate_is_no_limit(value: object) -> None:
+def test_without_a_rate_there_is_no_limit(value: object) -> None:
     assert parse(value) == RateConfig()
 
 
@@ -135,7 +135,7 @@ def test_a_key_may_be_limited_while_others_are_not() -> None:
         ("", "line 1, column 1: not JSON: Expecting value; want for example"),
         ('{\n "PerKey": }', "line 2, column 12: not JSON"),
         ("{}\n{}", "line 2, column 1: not JSON: Extra data"),
-        ('{"PerClientRateLimitBytesPerSec": NaN}', "not JSON: NaN is no number"),
+        ('{"PerClientRateLimitBytesPerSec": NaN}', "not JSON: NaN is not a number"),
         ("[" * 100_000, "not JSON: "),
         ('{"a": ' + "9" * 5000 + "}", "not JSON: "),
         ("[]", "want an object {…}, got an array"),

@@ -244,7 +244,7 @@ class TestMemory:
         destinations = registry.remember(b"s", c)
         assert registry.remember(b"s", c) is destinations
         assert destinations == {c}
-        assert c.heard_from == {b"s"}
+        assert c.received_from == {b"s"}
 
     def test_left_region_returns_each_destination_once_and_forgets_both_sides(
         self, registry: Registry
@@ -255,8 +255,8 @@ class TestMemory:
         registry.remember(b"t", c)
         assert registry.left_region(b"s") in ([c, other], [other, c])
         assert registry.left_region(b"s") == []
-        assert c.heard_from == {b"t"}
-        assert other.heard_from == set()
+        assert c.received_from == {b"t"}
+        assert other.received_from == set()
         registry.remember(b"s", c)
         assert registry.left_region(b"s") == [c], "a second departure is reported again"
 
@@ -294,7 +294,7 @@ class TestMemory:
             left.append(registry.pairs)
         assert left == [35, 25, 15, 5, 0]
         assert registry.sent_to == {}
-        assert all(connection.heard_from is None for connection in connections)
+        assert all(connection.received_from is None for connection in connections)
 
     @pytest.mark.parametrize(
         "bound", ["MAX_FORWARDED_SOURCES", "MAX_REMOTE_SOURCES", "MAX_REMOTE_PAIRS"]
@@ -306,7 +306,7 @@ class TestMemory:
         c = connect()
         for source in (b"1", b"2", b"3", b"4", b"1"):
             registry.remember_forwarded(source, c)
-        assert c.heard_from == {b"1", b"2", b"3"}
+        assert c.received_from == {b"1", b"2", b"3"}
         assert registry.counters.sources_not_noted == 1
 
     def test_the_empty_set_of_a_source_that_is_not_connected_is_removed(
@@ -338,7 +338,7 @@ class TestMemory:
         registry.add(a)
         registry.sent_to[b"s"] = {a}
         assert registry.left_region(b"s") == [a]
-        a.heard_from = {b"t"}
+        a.received_from = {b"t"}
         assert registry.remove(a)
         registry.forget_departed()
 

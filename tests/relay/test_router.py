@@ -86,11 +86,11 @@ class TestOneByOne:
         world.check()
 
 
-class TestLastWords:
+class TestLastFrames:
     """A connection that leaves while its transport stays open until all is written."""
 
     def leave(self, world: World, peer: Peer) -> list[bytes]:
-        words = world.router.leave(peer.connection, last_words=True)
+        words = world.router.leave(peer.connection, write_rest=True)
         world.peers.remove(peer)
         world.router.settle(peer.connection, len(peer.unsent))
         world.check()

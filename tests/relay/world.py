@@ -362,7 +362,7 @@ class World:
         assert registry.duplicates.keys() <= by_key.keys()
         assert set(registry.watchers) <= {c for c in connections if c.can_mesh}
         noted = (*connections, *registry.departed)
-        pairs = {(source, c) for c in noted for source in c.heard_from or ()}
+        pairs = {(source, c) for c in noted for source in c.received_from or ()}
         assert pairs == {(s, c) for s, targets in registry.sent_to.items() for c in targets}
         assert registry.pairs == len(pairs)
         assert all(c.has_left for c in registry.departed)

@@ -13,7 +13,7 @@ from pyderp.certs import ServerContexts
 from pyderp.config.relay import Network
 from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.keys import MeshKey, NodePrivate
-from pyderp.relay.health import HealthTeller
+from pyderp.relay.health import HealthReporter
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import TICK, ConnectionContext, ConnectionRules
@@ -203,7 +203,7 @@ def make_context(
     private = private or NodePrivate.generate()
     real = cast("asyncio.AbstractEventLoop", loop)
     router = Router(private.public.raw, loop.time)
-    teller = HealthTeller(router, loop.time) if health else None
+    reporter = HealthReporter(router, loop.time) if health else None
     context = ConnectionContext(
         real,
         router,
@@ -218,11 +218,11 @@ def make_context(
         ),
         limits=None
         if rate_config is None
-        else Limits(real, router.counters, rate_config, observer=teller),
-        observer=teller,
+        else Limits(real, router.counters, rate_config, observer=reporter),
+        observer=reporter,
     )
-    if teller is not None:
-        context.every_tick(teller.tick)
+    if reporter is not None:
+        context.every_tick(reporter.tick)
     context.start()
     return context
 

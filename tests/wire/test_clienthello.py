@@ -82,14 +82,14 @@ def test_a_client_hello_of_openssl_is_read() -> None:
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", "no handshake"),
-        (b"\x15", "no handshake"),
+        (b"GET / HTTP/1.1\r\n\r\n", "not a handshake"),
+        (b"\x15", "not a handshake"),
         (b"\x16\x02\x00\x00\x05", "bad header"),
         (b"\x16\x03\x01\x00\x00", "bad header"),
         (b"\x16\x03\x01\x40\x01", "bad header"),
         (record(b"\x02\0\0\0"), "does not begin with a ClientHello"),
         (record(b"\x01" + (MAX_CLIENT_HELLO + 1).to_bytes(3, "big")), "does not begin"),
-        (record(b"\x01\0\0\1") + record(b"x", kind=23), "no handshake"),
+        (record(b"\x01\0\0\1") + record(b"x", kind=23), "not a handshake"),
         (record(b"\x01\0\0\0"), "cut inside"),
         (record(message(tail=b"\0\x05x")), "cut inside"),
         (record(message(sni(b"a"), tail=b"x")), "after its end"),

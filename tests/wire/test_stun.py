@@ -114,8 +114,8 @@ class TestRequest:
             (b"\x40" + REQUEST[1:], "not a STUN message"),
             (b"\x80" + REQUEST[1:], "not a STUN message"),
             (REQUEST[:4] + b"\x21\x12\xa4\x43" + REQUEST[8:], "not a STUN message"),
-            (request(SOFTWARE, kind="0101"), "no binding request"),
-            (request(SOFTWARE, kind="0011"), "no binding request"),
+            (request(SOFTWARE, kind="0101"), "not a binding request"),
+            (request(SOFTWARE, kind="0011"), "not a binding request"),
             (request(SOFTWARE, end=False), "without a fingerprint at its end"),
             (REQUEST[:20], "other software"),
             (request(), "other software"),
@@ -294,9 +294,9 @@ class TestParseResponse:
         [
             (b"", "not a STUN message"),
             (V4[:19], "not a STUN message"),
-            (response(XOR_V4, kind="0111"), "no success response"),
-            (response(XOR_V4, kind="0011"), "no success response"),
-            (REQUEST, "no success response"),
+            (response(XOR_V4, kind="0111"), "not a success response"),
+            (response(XOR_V4, kind="0011"), "not a success response"),
+            (REQUEST, "not a success response"),
             (V4[:-1], "shorter than it says"),
             (response(XOR_V4, length=8), "longer than its message"),
             (

@@ -188,5 +188,5 @@ def _answer(status: int, body: bytes) -> dict[str, Any]:
     except ValueError:
         raise _NoAnswerError("the answer is not JSON") from None
     if not isinstance(document, dict):
-        raise _NoAnswerError("the answer is no JSON object")
+        raise _NoAnswerError("the answer is not a JSON object")
     return document

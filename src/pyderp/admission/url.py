@@ -210,7 +210,7 @@ async def _read_answer(response: aiohttp.ClientResponse) -> bool:
     """Read until the first JSON value is complete: the server may not end the body after it.
 
     Raises:
-        ValueError: there is no JSON object in the first 4096 bytes, or its `Allow` is no boolean.
+        ValueError: no JSON object in the first 4096 bytes, or its `Allow` is not a boolean.
     """
     data = b""
     while chunk := await response.content.readany():

@@ -245,7 +245,7 @@ def describe(error: BaseException) -> str:
     elif isinstance(error, OSError):
         text = system_words(error)
     else:
-        text = f"the authority's answer is no ACME: {_no_acme(error)}"
+        text = f"the authority's answer is not ACME: {_no_acme(error)}"
     return printable(text, _LONGEST_REASON)
 
 

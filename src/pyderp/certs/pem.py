@@ -1,7 +1,7 @@
 """Finds out what is wrong with a file of certificates or a key, and says what to do.
 
-The errors of OpenSSL and cryptography mostly say that something could not be read, and not whether
-it was the chain or the key.
+The errors of OpenSSL and cryptography usually say that something could not be read, and not
+whether it was the chain or the key.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def key_problem(key: bytes) -> str:
     """Return the same as `chain_problem` for a private key; empty too if it has a password."""
     labels = _labels(key)
     if not any(each.endswith("PRIVATE KEY") for each in labels):
-        return f"is no private key in PEM form{_instead(key, labels)}"
+        return f"is not a private key in PEM form{_instead(key, labels)}"
     if _JOINED.search(key):
         return "lacks the line break between two of its parts"
     try:
@@ -67,7 +67,7 @@ def key_problem(key: bytes) -> str:
     except TypeError:
         return ""  # it has a password
     except (ValueError, UnsupportedAlgorithm):
-        return "is no private key in PEM form: it is incomplete, or of an unsupported kind"
+        return "is not a private key in PEM form: it is incomplete, or of an unsupported kind"
     return ""
 
 

@@ -24,7 +24,7 @@ __all__ = ["advice", "login_refused", "notes"]
 _FIX_PROXY: Final = (
     "check --proxy, or HTTPS_PROXY, HTTP_PROXY and ALL_PROXY in the environment; NO_PROXY exempts"
 )
-_NO_RELAY: Final = "the server that answers is no DERP relay: check host, port and path (/derp)"
+_NO_RELAY: Final = "the server that answers is not a DERP relay: check host, port and path (/derp)"
 _USE_HTTPS: Final = "this port is for TLS: write https://"
 _NO_DERP: Final = (
     "this relay serves no DERP (--no-derp), only probes and perhaps STUN: use another relay, or "

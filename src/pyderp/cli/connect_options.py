@@ -340,7 +340,7 @@ def split_targets(targets: list[str]) -> tuple[str | None, NodePublic | None]:
     if len(urls) > 1:
         # A URL is not quoted: it may have a password.
         what = repr(urls[1]) if urls[1].isalnum() else "the second URL"
-        raise typer.BadParameter(f"{what} is no peer: want nodekey: and 64 hex digits")
+        raise typer.BadParameter(f"{what} is not a peer: want nodekey: and 64 hex digits")
     if len(peers) > 1:
         raise typer.BadParameter(f"one peer too many: {peers[1]}")
     try:

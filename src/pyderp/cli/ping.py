@@ -251,14 +251,14 @@ def make_ping(ping_id: bytes, now_ns: int) -> bytes:
 
 
 def pong_for_untrusted(packet: bytes) -> bytes | None:
-    """Returns the answer to a ping, of the same length; `None`: the packet is no ping."""
+    """Returns the answer to a ping, of the same length; `None`: the packet is not a ping."""
     if len(packet) != _LEN or not packet.startswith(_PING):
         return None
     return _PONG + packet[len(_PING) :]
 
 
 def pong_id_untrusted(packet: bytes) -> bytes | None:
-    """Returns the id in a pong; `None`: the packet is no pong."""
+    """Returns the id in a pong; `None`: the packet is not a pong."""
     if len(packet) != _LEN or not packet.startswith(_PONG):
         return None
     return packet[len(_PONG) : len(_PONG) + ID_LEN]

@@ -38,14 +38,14 @@ def as_get_region(region: DERPRegion) -> GetRegion:
     """Returns a function that returns the region.
 
     Raises:
-        ConfigError: it is no region.
+        ConfigError: it is not a region.
     """
     check_region(region)
     return lambda: region
 
 
 def check_region(region: object, name: str = "region") -> None:
-    """Refuse a value that is no region, such as the id of one.
+    """Refuse a value that is not a region, such as the id of one.
 
     Raises:
         ConfigError: it is no `DERPRegion`.
@@ -55,7 +55,7 @@ def check_region(region: object, name: str = "region") -> None:
 
 
 def check_peer(key: object, what: str) -> None:
-    """Refuse a value that is no public key, such as its text.
+    """Refuse a value that is not a public key, such as its text.
 
     Args:
         what: the role of the key in the call, for the error.

@@ -224,7 +224,7 @@ def parse_url(url: str) -> UrlTarget:
         explicit = parts.port
     except ValueError:
         raise ConfigError(
-            "derphttp.NewClient: the port of the URL is no number from 0 to 65535"
+            "derphttp.NewClient: the port of the URL is not a number from 0 to 65535"
         ) from None
     scheme = parts.scheme.lower()
     host = parts.hostname
@@ -294,7 +294,7 @@ def node_port(node: DERPNode, *, tls: bool) -> int:
 
 
 def check_node(node: DERPNode, *, tls: bool) -> None:
-    """Refuse a node whose host is no valid name or address, before it is looked up.
+    """Refuse a node whose host is not a valid name or address, before it is looked up.
 
     Raises:
         DialError: its reason is `BAD_MAP`; the text names the node and says what is wrong.

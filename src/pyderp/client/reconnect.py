@@ -88,7 +88,7 @@ def is_transient(error: BaseException) -> bool:
 
     False for a closed client, wrong use, a map without usable nodes, a certificate that is not
     trusted, an HTTP refusal (4xx), a login that the relay does not answer (`LoginRefused`), and a
-    server that is no DERP relay.
+    server that is not a DERP relay.
     """
     # One node that may come back is enough. Without attempts the map has no such region now.
     if isinstance(error, ConnectError):
@@ -168,7 +168,7 @@ class MessageIterator:
 
         Errors that look permanent count only until a first connection has worked: after that the
         settings are right, and a certificate that has expired or a wrong answer of a proxy may be
-        mended while a long-running program waits.
+        corrected while a long-running program waits.
         """
         attempts = error.attempts if isinstance(error, ConnectError) else ()
         # The only stream of a client over a stream has ended: another connect can never work.

@@ -107,7 +107,7 @@ class SealedPeer:
         """Returns the packet for a payload; another one at each call.
 
         Raises:
-            TypeError: `data` is no bytes-like object.
+            TypeError: `data` is not a bytes-like object.
             LocalProtocolError: the payload is larger than `max_payload`.
             InvalidKey: no secret can be shared with the peer's key.
         """

@@ -85,7 +85,7 @@ def _check_admission_url(url: str) -> None:
 
 def _check_directory(url: str) -> None:
     if not url.startswith("https://"):
-        raise ConfigError(f"ACME directory {url!r} is no https:// URL")
+        raise ConfigError(f"ACME directory {url!r} is not an https:// URL")
     _check_host_of(url, "ACME directory")
 
 
@@ -101,7 +101,7 @@ def _check_host_of(url: str, what: str) -> None:
 
 def _check_hostname(name: str) -> None:
     if re.fullmatch(r"[0-9.]+", name) and parse_ip(name) is None:
-        raise ConfigError(f"{name!r} is no IP address, and no name ends in a number")
+        raise ConfigError(f"{name!r} is not an IP address, and no name ends in a number")
     if not name or parse_ip(name) is not None:
         return
     if "://" in name or _WITH_PORT.search(name):
@@ -109,7 +109,7 @@ def _check_hostname(name: str) -> None:
         raise ConfigError(f"{name!r} {what}: want the host name alone, such as relay.example.com")
     if any(not 0 < len(part) <= _LONGEST_PART for part in bare_name(name).split(".")):
         raise ConfigError(
-            f"{name!r} is no host name: a part between its dots is empty or longer than "
+            f"{name!r} is not a host name: a part between its dots is empty or longer than "
             f"{_LONGEST_PART} characters"
         )
     if name.isascii():
@@ -119,13 +119,15 @@ def _check_hostname(name: str) -> None:
 def _check_debug_address(text: str) -> None:
     # A zone (%eth0) is accepted; it is ignored where addresses are compared.
     if text and parse_ip(text.partition("%")[0]) is None:
-        raise ConfigError(f"{text!r} is no IP address, so it would let no requester see /debug/")
+        raise ConfigError(
+            f"{text!r} is not an IP address, so it would let no requester see /debug/"
+        )
 
 
 def _check_debug_hosts(names: tuple[str, ...]) -> None:
     for name in names:
         if parse_ip(name) is None and (re.search(r"[/\s]", name) or _WITH_PORT.search(name)):
-            raise ConfigError(f"{name!r} is no host name: want the name alone, without a port")
+            raise ConfigError(f"{name!r} is not a host name: want the name alone, without a port")
 
 
 def _check_eab_key(text: str) -> None:

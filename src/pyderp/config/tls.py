@@ -108,7 +108,7 @@ class ACMETLS:
             name = normal_name(self.hostname)
             if self.directory in PUBLIC and "." not in name:
                 raise ConfigError(
-                    "hostname {name!r} is no full DNS name, which this authority needs",
+                    "hostname {name!r} is not a full DNS name, which this authority needs",
                     settings=("tls.hostname", "tls.directory"),
                     name=name,
                 )

@@ -244,7 +244,7 @@ def _of_defaults(old: DERPMap, new: DERPMap) -> Iterator[Change]:
 def _of_home(old: DERPMap, new: DERPMap) -> Iterator[Change]:
     before, after = _scores(old), _scores(new)
     if after is None:
-        return  # A map without scores is no change: clients keep those they have.
+        return  # A map without scores is not a change: clients keep those they have.
     for number in sorted({*(before or {}), *after}):
         was, now = (before or {}).get(number, 1.0), after.get(number, 1.0)
         if was != now:

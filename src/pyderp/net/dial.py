@@ -175,14 +175,14 @@ def _too_slow(node: DERPNode, port: int, ways: Sequence[_Way], proxy: Proxy | No
 def _check(node: DERPNode, port: int) -> None:
     # Checked here, as event loops differ: one takes a port modulo 65536.
     if not 0 < port <= _MAX_PORT:
-        raise _bad_map(f"node {node.name}: DERPPort {port} is no port")
+        raise _bad_map(f"node {node.name}: DERPPort {port} is not a port")
     name = node.host_name
     try:
         usable = name.isprintable() and " " not in name and name.encode("idna")
     except UnicodeError:
         usable = False
     if name and not usable and ip_literal(name) is None:
-        raise _bad_map(f"node {node.name}: HostName {name!r} is no host name")
+        raise _bad_map(f"node {node.name}: HostName {name!r} is not a host name")
 
 
 def _bad_map(text: str) -> DialError:
@@ -198,7 +198,7 @@ def _ways(node: DERPNode) -> list[_Way]:
     ):
         destination = value or node.host_name
         literal = ip_literal(destination)
-        # A value that is no address of the family turns the family off; maps use "none".
+        # A value that is not an address of the family turns the family off; maps use "none".
         if literal.version == version if literal is not None else not value:
             ways.append((family, destination))
     return ways

@@ -86,7 +86,7 @@ async def lookup(
         resolver: by default `system_resolver`.
 
     Raises:
-        NameNotFound: it has no address, or is no valid name.
+        NameNotFound: it has no address, or is not a valid name.
         DialError: the look-up failed.
     """
     literal = parse_ip(host)

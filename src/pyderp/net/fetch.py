@@ -77,7 +77,7 @@ async def fetch(
         tls: which authorities to trust.
 
     Raises:
-        ConfigError: `url` is no such URL, or proxies or certificates cannot be used.
+        ConfigError: `url` is not such a URL, or proxies or certificates cannot be used.
         DialError: no connection, or no whole answer in time (`reason`).
         TLSError: the certificate is not trusted, or the server does not speak TLS.
         RemoteProtocolError: no HTTP, a body larger than `limit`, or a redirect not followed.

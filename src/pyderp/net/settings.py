@@ -238,7 +238,7 @@ def parse_proxy(text: str) -> Proxy:
     try:
         host, port = url.hostname, url.port
     except ValueError:
-        raise ConfigError(f"proxy: its port is no number from 1 to 65535; {_WANT}") from None
+        raise ConfigError(f"proxy: its port is not a number from 1 to 65535; {_WANT}") from None
     if url.scheme not in _DEFAULT_PORTS:
         kinds = ", ".join(_DEFAULT_PORTS)
         raise ConfigError(f"proxy: its scheme is none of {kinds}")

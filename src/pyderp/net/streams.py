@@ -53,7 +53,7 @@ async def as_link(stream: Stream) -> Link:
     if isinstance(stream, ByteStream):
         return StreamLink(stream)
     raise LocalProtocolError(
-        f"a {type(stream).__name__} is no stream; want a socket, (StreamReader, StreamWriter), "
+        f"a {type(stream).__name__} is not a stream; want a socket, (StreamReader, StreamWriter), "
         "or an object with receive, send and aclose"
     )
 

@@ -138,7 +138,7 @@ class StunClient:
 
         Raises:
             OSError: the kernel did not take it. On Linux EPERM, by which a firewall refuses, is
-                no error: the request counts as lost.
+                not an error: the request counts as lost.
         """
         address = _sockaddr(self.family, host, port)
         tx_id = secrets.token_bytes(TX_ID_LEN)

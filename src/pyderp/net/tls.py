@@ -216,7 +216,7 @@ class _Handshake:
             return
         problem = None
         # Firewalls that intercept TLS present certificates of an authority of their own. With a
-        # pin, a self-signed certificate is normal, so that it is no sign of one.
+        # pin, a self-signed certificate is normal, so that it is not a sign of one.
         if error is not None and chain and self._rule.pin is None:
             issuer = self_signed_issuer(chain[0])
             if issuer is not None:

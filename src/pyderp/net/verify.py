@@ -78,7 +78,7 @@ def reading(der: bytes) -> Iterator[x509.Certificate]:
         CertificateError: the certificate, or a field that the block reads, is malformed.
     """
     with warnings.catch_warnings():
-        # They are about oddities of the server's certificate, which the program cannot mend.
+        # They are about oddities of the server's certificate, which the program cannot fix.
         warnings.simplefilter("ignore")
         try:
             yield x509.load_der_x509_certificate(der)

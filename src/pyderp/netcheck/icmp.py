@@ -47,7 +47,7 @@ def echo_answer_untrusted(packet: bytes) -> tuple[int, bytes] | None:
 
     It may begin with an IPv4 header.
     """
-    # macOS includes the IPv4 header. Its first byte is 0x4x, which is no assigned ICMP type.
+    # macOS includes the IPv4 header. Its first byte is 0x4x, which is not an assigned ICMP type.
     if packet and packet[0] >> 4 == 4:
         packet = packet[(packet[0] & 0xF) * 4 :]
     if len(packet) < _HEAD.size:

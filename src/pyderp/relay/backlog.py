@@ -79,7 +79,7 @@ class Batch:
     packet_bytes: int = 0
 
     def add(self, frame: bytes) -> None:
-        """Add a frame that is no packet."""
+        """Add a frame that is not a packet."""
         self.chunks.append(frame)
         self.size += len(frame)
 

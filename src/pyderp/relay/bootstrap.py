@@ -82,7 +82,7 @@ class BootstrapCounters:
 
 
 def percentage(texts: Iterable[str]) -> int:
-    """What the strings of a TXT record say: the last that is an integer from 0 to 100, or 0."""
+    """Return the last string of a TXT record that is an integer from 0 to 100; 0 if none is."""
     found = 0
     for text in texts:
         if _PERCENT.fullmatch(text) and 0 <= int(text) <= 100:
@@ -94,7 +94,7 @@ def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -
     """Whether a client belongs to a percentage; the same address always gets the same answer.
 
     Args:
-        address: its IP address; a text that is no IP address belongs only to 100 percent.
+        address: its IP address; a text that is not an IP address belongs only to 100 percent.
         percent: from 0 to 100.
         uniform: returns numbers from [0, 1); decides for clients on loopback, as in tests.
     """

@@ -21,7 +21,7 @@ class How(Enum):
     NOW = "now"
     """They are dropped and counted as lost. Bytes that the kernel has may still arrive."""
     GRACEFUL = "graceful"
-    """They are written first, then the last words of TLS and of a websocket. Then the relay
+    """They are written first, then the closing messages of a websocket and of TLS. Then the relay
     closes its half and discards what the client still sends: with unread bytes the kernel
     would reset the connection, and throw away what it had not delivered."""
     LOST = "lost"
@@ -143,7 +143,7 @@ class Connection:
     """Bytes of an unknown frame that are still to be discarded."""
     sent_to: set[Connection] | None = None
     """Connections that get a PeerGone when this key leaves."""
-    heard_from: set[bytes] | None = None
+    received_from: set[bytes] | None = None
     """Keys for which this connection gets a PeerGone when they leave."""
     not_here_tokens: float = float(NOT_HERE_BURST)
     not_here_at: float = 0.0

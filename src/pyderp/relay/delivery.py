@@ -250,11 +250,11 @@ class Delivery:
             return []
         for frame, disco in backlog.drain_packets():
             self.counters.drop(reason, disco=disco, size=len(frame) - PACKET_OVERHEAD)
-        words, backlog.control = backlog.control, []
+        control, backlog.control = backlog.control, []
         backlog.changes.clear()
         if not backlog.in_flight:
             connection.backlog = None
-        return words
+        return control
 
     def settle(
         self, connection: Connection, unsent: int, reason: DropReason = DropReason.WRITE_ERROR

@@ -212,8 +212,8 @@ def _relay_run(router: Router, connection: Connection, key: bytes, run: bytes, c
             router.forward_or_drop(connection, key, packet, disco=looks_like_disco(packet))
         return
     # A set that the connection holds itself: in the registry it would be a second look-up.
-    told = connection.sent_to
-    if told is None or destination not in told:
+    destinations = connection.sent_to
+    if destinations is None or destination not in destinations:
         connection.sent_to = router.registry.remember(connection.key, destination)
     size = len(run)
     # The first half is what `make_room` checks first; here it saves the call.

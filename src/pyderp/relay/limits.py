@@ -172,7 +172,7 @@ class RateBuckets:
 def parse_rate_config(data: bytes, where: str) -> RateConfig:
     """Read a file of rate limits; the module's docstring has its form.
 
-    A missing or null number is 0, and a rate of 0 is no limit. Unknown members are ignored, as
+    A missing or null number is 0, and a rate of 0 means no limit. Unknown members are ignored, as
     by `derper`; within `PerKey` they are errors.
 
     Args:

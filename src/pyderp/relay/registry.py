@@ -110,26 +110,26 @@ class Registry:
         self.watchers.pop(connection, None)
         self.size -= 1
         self.not_ideal -= connection.not_ideal
-        if connection.heard_from:
+        if connection.received_from:
             self.departed.append(connection)
         return last
 
     def forget_departed(self) -> None:
         """Take ended connections out of `sent_to`, a slice in each turn of the loop.
 
-        A client may have heard from 100,000 sources, and 1,000 clients may leave at once; done
-        in one turn this would block the loop for 60 ms or more. `left_region` leaves out the
-        connections that are still to be taken out.
+        A client may have received packets from 100,000 sources, and 1,000 clients may leave at
+        once; done in one turn this would block the loop for 60 ms or more. `left_region` leaves
+        out the connections that are still to be taken out.
         """
         budget = _FORGET_A_TURN
         while self.departed and budget > 0:
             connection = self.departed[0]
-            heard = connection.heard_from
-            while heard and budget > 0:
-                self._forget(heard.pop(), connection)
+            sources = connection.received_from
+            while sources and budget > 0:
+                self._forget(sources.pop(), connection)
                 budget -= 1
-            if not heard:
-                connection.heard_from = None
+            if not sources:
+                connection.received_from = None
                 self.departed.popleft()
 
     def note_activity(self, connection: Connection) -> None:
@@ -155,22 +155,22 @@ class Registry:
         return [] if connection is None else [connection]
 
     def remember(self, source: bytes, destination: Connection) -> set[Connection]:
-        """Note that `source` wrote to `destination`, which gets a PeerGone when it leaves.
+        """Note that `source` wrote to `destination`, which gets a PeerGone when `source` leaves.
 
         Returns:
             the set of all connections that `source` wrote to; the lane holds it, so that one
             test a run is enough.
         """
-        told = self.sent_to.get(source)
-        if told is None:
-            told = self.sent_to[source] = set()
-        if destination not in told:
-            told.add(destination)
+        destinations = self.sent_to.get(source)
+        if destinations is None:
+            destinations = self.sent_to[source] = set()
+        if destination not in destinations:
+            destinations.add(destination)
             self.pairs += 1
-        if destination.heard_from is None:
-            destination.heard_from = set()
-        destination.heard_from.add(source)
-        return told
+        if destination.received_from is None:
+            destination.received_from = set()
+        destination.received_from.add(source)
+        return destinations
 
     def remember_forwarded(self, source: bytes, destination: Connection) -> None:
         """Note a source on another relay as `remember` does, within bounds.
@@ -178,12 +178,12 @@ class Registry:
         A mesh peer may name any number of sources. Beyond the bound a packet is still delivered,
         but its destination gets no PeerGone for its source.
         """
-        heard = destination.heard_from
-        if heard is not None and source in heard:
+        sources = destination.received_from
+        if sources is not None and source in sources:
             return
         if (
             self.pairs >= MAX_REMOTE_PAIRS
-            or (heard is not None and len(heard) >= MAX_FORWARDED_SOURCES)
+            or (sources is not None and len(sources) >= MAX_FORWARDED_SOURCES)
             or (
                 source not in self.sent_to
                 and len(self.sent_to) >= MAX_REMOTE_SOURCES + len(self.active)
@@ -201,23 +201,23 @@ class Registry:
         Returns:
             the connections that it wrote to and that have not ended.
         """
-        told = self.sent_to.pop(source, None)
-        if told is None:
+        destinations = self.sent_to.pop(source, None)
+        if destinations is None:
             return []
-        self.pairs -= len(told)
-        for destination in told:
-            if destination.heard_from is not None:
-                destination.heard_from.discard(source)
-        return [destination for destination in told if not destination.has_left]
+        self.pairs -= len(destinations)
+        for destination in destinations:
+            if destination.received_from is not None:
+                destination.received_from.discard(source)
+        return [each for each in destinations if not each.has_left]
 
     def _forget(self, source: bytes, destination: Connection) -> None:
-        told = self.sent_to.get(source)
-        if told is not None and destination in told:
-            told.remove(destination)
+        destinations = self.sent_to.get(source)
+        if destinations is not None and destination in destinations:
+            destinations.remove(destination)
             self.pairs -= 1
             # The source's connection may hold the set (`sent_to`) and add to it: an empty one
             # stays until the source leaves.
-            if not told and source not in self.active:
+            if not destinations and source not in self.active:
                 del self.sent_to[source]
 
 
@@ -229,7 +229,7 @@ class Forwarder(Protocol):
 
 
 class ForwarderTable:
-    """Keys on other relays, and the relays that said they have them; the first to say is used."""
+    """Keys on other relays, and the relays that announced each key; packets go to the first."""
 
     __slots__ = ("_counters", "_table")
 

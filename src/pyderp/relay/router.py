@@ -68,42 +68,42 @@ class Router(Delivery):
         self.registry.add(connection)
         # After `add`: a watcher that sends to the new client at once finds it.
         if self.registry.watchers:
-            self._tell_watchers(connection.present_frame())
+            self._send_to_watchers(connection.present_frame())
 
-    def leave(self, connection: Connection, *, last_words: bool = False) -> list[bytes]:
+    def leave(self, connection: Connection, *, write_rest: bool = False) -> list[bytes]:
         """Unregister a connection, drop the packets that wait for it, inform peers and watchers.
 
         Packets that its transport holds are counted by `settle`, which must follow at once or
         later, when it is known whether the kernel took them.
 
         Args:
-            last_words: the transport stays open until it has written what it holds. Frames
+            write_rest: the transport stays open until it has written what it holds. Frames
                 that were collected in this turn of the loop are written too.
 
         Returns:
-            with `last_words`, the queued frames that are not packets, for the caller to write.
+            with `write_rest`, the queued frames that are not packets, for the caller to write.
         """
         # Before the rest is dropped: frames of this turn can still be written.
-        if last_words and not connection.paused:
+        if write_rest and not connection.paused:
             self._flush_one(connection)
-        # The lane stops after the current frame, and `_tell_watchers` passes over it.
+        # The lane stops after the current frame, and `_send_to_watchers` passes over it.
         connection.has_left = True
-        words = self._drop_waiting(connection, DropReason.GONE_DISCONNECTED)
+        control = self._drop_waiting(connection, DropReason.GONE_DISCONNECTED)
         if connection.preferred:
             self.counters.home_connections -= 1
         # False while the key has another connection here: its peers can still reach it.
         if self.registry.remove(connection):
-            self._tell_departure(connection.key)
+            self._notify_of_departure(connection.key)
         connection.sent_to = None
-        return words if last_words else []
+        return control if write_rest else []
 
-    def _tell_departure(self, key: bytes) -> None:
+    def _notify_of_departure(self, key: bytes) -> None:
         if self.registry.watchers:
             self.counters.peer_gone_disconnected += len(self.registry.watchers)
-            self._tell_watchers(pack_peer_gone(NodePublic(key), PeerGoneReason.DISCONNECTED))
+            self._send_to_watchers(pack_peer_gone(NodePublic(key), PeerGoneReason.DISCONNECTED))
         # With a forwarder the key can still be reached, through another relay of the mesh.
         if key not in self.forwarders:
-            self._tell_left_region(key)
+            self._send_left_region(key)
 
     # Frames other than runs of SendPacket
 
@@ -180,7 +180,7 @@ class Router(Delivery):
         if forwarder is None:
             self.counters.drop(DropReason.UNKNOWN_DEST, disco=disco, size=len(packet))
             if disco:
-                self._tell_not_here(connection, dst)
+                self._send_not_here(connection, dst)
             return
         reason = forwarder.forward(connection.key, dst, packet)
         if reason is None:
@@ -200,12 +200,12 @@ class Router(Delivery):
             # A packet takes at most one hop: two relays could send it back and forth for ever.
             self.counters.drop(DropReason.UNKNOWN_DEST_ON_FWD, disco=disco, size=len(packet))
             if disco:
-                self._tell_not_here(connection, dst)
+                self._send_not_here(connection, dst)
             return
         self.registry.remember_forwarded(src, destination)
         self.enqueue(destination, recv_frame(src, packet), disco=disco)
 
-    def _tell_not_here(self, connection: Connection, dst: bytes) -> None:
+    def _send_not_here(self, connection: Connection, dst: bytes) -> None:
         # A token bucket: a client that sends to many absent keys does not get a frame for each.
         now = self.clock()
         tokens = connection.not_here_tokens + (now - connection.not_here_at) * NOT_HERE_RATE
@@ -240,7 +240,7 @@ class Router(Delivery):
         is_local = key in self.registry.active
         # A key that is connected here as well can still be reached.
         if self.forwarders.remove(key, forwarder, is_local=is_local) and not is_local:
-            self._tell_left_region(key)
+            self._send_left_region(key)
 
     def disconnect_link(self, link: MeshLink) -> None:
         """Mark a mesh link as down; drop and count the packets that wait for it."""
@@ -250,7 +250,7 @@ class Router(Delivery):
             disco = looks_like_disco(packet)
             self.counters.drop(DropReason.MESH_LINK_DOWN, disco=disco, size=len(packet))
 
-    def _tell_watchers(self, frame: bytes) -> None:
+    def _send_to_watchers(self, frame: bytes) -> None:
         for watcher in list(self.registry.watchers):
             # A watcher that is too slow is ended, which is a change for the other ones.
             if not watcher.has_left:
@@ -271,10 +271,9 @@ class Router(Delivery):
         else:
             self.mark_dirty(watcher)
 
-    def _tell_left_region(self, source: bytes) -> None:
-        told = self.registry.left_region(source)
+    def _send_left_region(self, source: bytes) -> None:
         frame = pack_peer_gone(NodePublic(source), PeerGoneReason.DISCONNECTED)
-        for connection in told:
+        for connection in self.registry.left_region(source):
             backlog = connection.backlog
             # Bounded: a mesh peer may announce any number of departures to a slow client.
             if backlog is not None and len(backlog.control) >= MAX_PENDING_CONTROL:

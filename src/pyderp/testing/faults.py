@@ -324,7 +324,7 @@ class FaultyRelay:
         except ValueError:
             raise ConfigError(f"{status} is no HTTP status") from None
         if status < HTTPStatus.MULTIPLE_CHOICES:
-            raise ConfigError(f"HTTP status {status} is no error; want 300 or more")
+            raise ConfigError(f"HTTP status {status} is not an error; want 300 or more")
         self._plan.statuses.extend([status] * _whole("count", count))
 
     def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:

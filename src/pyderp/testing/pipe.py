@@ -248,7 +248,7 @@ class Pipe:
         way: the direction.
         number: the connection's number, for the random numbers.
         cutter: cuts the bytes into frames.
-        change: returns a frame that is no packet, changed or unchanged.
+        change: returns a frame that is not a packet, changed or unchanged.
         deliver: called with bytes when they are due.
         finish: called after the source has ended and all was delivered.
     """

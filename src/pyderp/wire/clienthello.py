@@ -62,7 +62,7 @@ def _join_records(data: memoryview) -> bytes | None:
     start = 0
     for _ in range(_MAX_RECORDS):
         if data[start : start + 1] and data[start] != _HANDSHAKE:
-            raise RemoteProtocolError("a TLS record that is no handshake")
+            raise RemoteProtocolError("a TLS record that is not a handshake")
         header = data[start : start + _HEADER]
         if len(header) < _HEADER:
             return None

@@ -308,7 +308,10 @@ def _mesh_key(found: Mapping[str, list[str]]) -> MeshKey | None:
 
 @dataclass(slots=True)
 class LoggedIn:
-    """A client that proved that it has its key."""
+    """A client whose ClientInfo opened: it was sealed with its private key, perhaps earlier.
+
+    A recorded ClientInfo opens again, so this does not prove that the sender has the key now.
+    """
 
     client: NodePublic
     info: ClientInfo

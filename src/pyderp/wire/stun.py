@@ -123,7 +123,7 @@ def parse_request_untrusted(datagram: _Datagram) -> bytes:
     if not is_stun(datagram):
         raise RemoteProtocolError("not a STUN message")
     if datagram[:2] != _REQUEST_TYPE:
-        raise RemoteProtocolError("STUN message is no binding request")
+        raise RemoteProtocolError("STUN message is not a binding request")
     if len(datagram) > MAX_REQUEST:
         raise RemoteProtocolError(f"STUN request of more than {MAX_REQUEST} bytes")
     is_tailnode = False
@@ -205,7 +205,7 @@ def parse_response_untrusted(datagram: _Datagram) -> BindingResponse:
     if not is_stun(datagram):
         raise RemoteProtocolError("not a STUN message")
     if datagram[:2] != _RESPONSE_TYPE:
-        raise RemoteProtocolError("STUN message is no success response")
+        raise RemoteProtocolError("STUN message is not a success response")
     end = _HEADER_LEN + int.from_bytes(datagram[2:4])
     if end > len(datagram):
         raise RemoteProtocolError("STUN response is shorter than it says")

@@ -25,7 +25,7 @@ FAST_START_HEADER: Final = "Derp-Fast-Start"
 IDEAL_NODE_HEADER: Final = "Ideal-Node"
 _MAX_REPLY_BODY: Final = 4096
 _QUOTED: Final = 40
-"""Bytes of what is no answer that its error repeats."""
+"""Bytes of a malformed answer that its error repeats."""
 _MAX_SHOWN: Final = 200
 """Most characters of a refusal's body that its error quotes."""
 _TAGS: Final = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<!--.*?-->|<[^>]*>")

@@ -194,7 +194,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported(
     (tmp_path / "state").touch()
     done = check("-a", "127.0.0.1:0", "--certmode=manual", "--hostname=::1", "--http-port=0")
     assert done.code == 1
-    assert "cannot look for" in done.err or done.err.count("state is no directory") == 2
+    assert "cannot look for" in done.err or done.err.count("state is not a directory") == 2
 
 
 def test_two_services_on_one_port_are_refused(check: Callable[..., Done], tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def test_a_bad_debug_address_is_reported(
     flags = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
     done = check(*flags, "--debug-allow-ip=foo")
     assert done.code == 1
-    assert done.err.startswith("pyderp: --debug-allow-ip: 'foo' is no IP address")
+    assert done.err.startswith("pyderp: --debug-allow-ip: 'foo' is not an IP address")
     monkeypatch.setenv("TS_ALLOW_DEBUG_IP", "foo")
     done = check(*flags)
     assert done.code == 1
-    assert done.err.startswith("pyderp: TS_ALLOW_DEBUG_IP in the environment: 'foo' is no IP")
+    assert done.err.startswith("pyderp: TS_ALLOW_DEBUG_IP in the environment: 'foo' is not an IP")
 
 
 def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_health_frames_that_end_some_clients_are_doubtful(
         ("ace = true", "ace: the ACE proxy is not built"),
         ("mesh-with = ['a/b/c']\nmesh-psk-file='{}/mesh.key'", "mesh-with: too many components"),
         ("bootstrap-dns-names = ['a/']", "bootstrap-dns-names: bootstrap DNS name 'a/'"),
-        ("hostname = '1.2.3'", "hostname: '1.2.3' is no IP address"),
+        ("hostname = '1.2.3'", "hostname: '1.2.3' is not an IP address"),
         ("hostname = 5\ncertmode = 'manual'", "hostname: it is an integer; want a string"),
         ("trusted-proxy = 5\nproxy-protocol = true", "trusted-proxy: it is an integer"),
     ],

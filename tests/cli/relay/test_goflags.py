@@ -245,10 +245,10 @@ def test_impossible_settings_are_reported_in_derper_s_spelling(
         ("-certmode=magic", "invalid value 'magic' for -certmode"),
         ("---a=x", "bad flag syntax: ---a=x"),
         ("-=x", "bad flag syntax: -=x"),
-        ("-verify-clients true -a :1", "'true' is no flag"),
-        ("-- -a :1", "'--' is no flag"),
-        ("-", "'-' is no flag"),
-        ("'' -a :1", "'' is no flag"),
+        ("-verify-clients true -a :1", "'true' is not a flag"),
+        ("-- -a :1", "'--' is not a flag"),
+        ("-", "'-' is not a flag"),
+        ("'' -a :1", "'' is not a flag"),
     ],
 )
 def test_a_wrong_command_line_exits_2_with_one_line(

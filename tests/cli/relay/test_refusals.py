@@ -63,7 +63,7 @@ def test_a_refusal_is_an_exit_code_and_no_traceback(
     ("address", "expected"),
     [
         ("127.0.0.1", "invalid server address '127.0.0.1'"),
-        ("127.0.0.1:x", "'x' is no port number"),
+        ("127.0.0.1:x", "'x' is not a port number"),
         ("192.0.2.1:0", "this machine does not have that address"),
     ],
 )
@@ -281,8 +281,8 @@ def test_port_443_without_a_certificate_names_the_choices(refused: Refused) -> N
         ("localhost:8443", "has a port: want the host name alone"),
         ("[::1]", "neither a host name nor an IP address"),
         ("a/b", "neither a host name nor an IP address"),
-        ("999.1.1.1", "is no IP address"),
-        ("1.2.3", "is no IP address"),
+        ("999.1.1.1", "is not an IP address"),
+        ("1.2.3", "is not an IP address"),
     ],
 )
 def test_an_invalid_hostname_is_refused(

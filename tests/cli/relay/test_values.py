@@ -69,8 +69,8 @@ def test_an_invalid_duration_is_refused(word: str) -> None:
         (number(), "-1", "want 0 or more"),
         (number(), "x", "want a number"),
         (choice("a", "b", "c"), "d", "want a, b or c"),
-        (networks(), "10.0.0.0/33", "is no network"),
-        (networks(), "host", "'host' is no network"),
+        (networks(), "10.0.0.0/33", "is not a network"),
+        (networks(), "host", "'host' is not a network"),
     ],
 )
 def test_an_invalid_value_is_refused(kind: Kind, word: str, expected: str) -> None:

@@ -191,7 +191,7 @@ async def test_a_server_without_acme_is_reported(
         tls = settings(pebble, tmp_path, directory=pebble.url.replace("/dir", "/else"))
         source = source_of(tls)
         async with served(source, pebble):
-            await until(lambda: "is no ACME" in caplog.text)
+            await until(lambda: "is not ACME" in caplog.text)
         untrusted = source_of(settings(pebble, tmp_path / "2", ca_file=None))
         async with served(untrusted, pebble):
             await until(lambda: "the certificate is not accepted: self-signed" in caplog.text)

@@ -66,7 +66,7 @@ class Service:
             )
 
     def text(self) -> str:
-        """Its log so far; empty if the log is no file."""
+        """Its log so far; empty if the log is not a file."""
         if not self.log.is_file():
             return ""
         return self.log.read_bytes()[self._read_from :].decode(errors="replace")

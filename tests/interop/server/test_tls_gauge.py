@@ -103,7 +103,7 @@ async def see_refusals(watched: Watched) -> None:
     upgrade = b"GET /derp HTTP/1.1\r\n" + host + b"Connection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
     assert b" 426 " in await watched.refused(request("/derp", host="localhost"))
     assert b" 400 " in await watched.refused(b"no HTTP\r\n\r\n")
-    # A frame that is no ClientInfo; a ClientInfo that does not open.
+    # A frame that is not a ClientInfo; a ClientInfo that does not open.
     assert b" 101 " in await watched.refused(upgrade + b"\x06\0\0\0\0")
     assert b" 101 " in await watched.refused(upgrade + b"\x02\0\0\0\x60" + b"\x07" * 96)
     # A websocket that does not speak DERP: it gets an error, and closes.

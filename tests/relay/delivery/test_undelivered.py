@@ -91,7 +91,7 @@ class TestUndelivered:
         assert b.connection.backlog is None
         world.check()
 
-    def test_packets_accepted_before_a_stall_are_no_drops(self, world: World) -> None:
+    def test_packets_accepted_before_a_stall_do_not_count_as_dropped(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"1")
         world.flush()

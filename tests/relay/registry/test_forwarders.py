@@ -82,7 +82,7 @@ class TestRegistration:
         assert multi(world) == (1, 1, 0)
         assert router.forwarders.get(U1) is f2
 
-    def test_a_third_forwarder_is_no_new_multi_and_the_oldest_left_is_used(
+    def test_a_third_forwarder_does_not_count_again_and_the_oldest_left_is_used(
         self, world: World
     ) -> None:
         f1, f2, f3 = Recorder(), Recorder(), Recorder()

@@ -217,7 +217,7 @@ class TestForward:
         for i in range(20):
             world.forward(r, f"far {i}", "a", b"x")
         assert world.got(a) == [packet(f"far {i}", b"x") for i in range(20)]
-        noted = a.connection.heard_from
+        noted = a.connection.received_from
         assert noted is not None
         assert len(noted) + world.counters.sources_not_noted == 20
         assert len(noted) <= 3 + len(world.router.registry.active)
@@ -335,7 +335,7 @@ class TestClosePeer:
         assert world.got(r) == []
         world.check()
 
-    def test_an_unknown_key_is_no_error(self, world: World) -> None:
+    def test_closing_an_unknown_key_is_ignored(self, world: World) -> None:
         r = world.join("r", mesh=True)
         world.close_peer(r, "nobody")
         assert world.got(r) == []

@@ -142,7 +142,7 @@ def test_inherited_descriptors_that_cannot_be_used_are_refused() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         assert in_child([sock], "deaf")[0].startswith("error the socket deaf of LISTEN_FDS")
     with open("/dev/null", "rb") as file:
-        assert "is no socket" in in_child([file])[0]  # type: ignore[list-item]  # has a fileno
+        assert "is not a socket" in in_child([file])[0]  # type: ignore[list-item]  # has a fileno
 
 
 @pytest.mark.parametrize(
@@ -155,5 +155,5 @@ def test_sockets_for_another_process_are_ignored(environ: dict[str, str]) -> Non
 
 
 def test_a_listen_fds_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is no number"):
+    with pytest.raises(ConfigError, match="is not a number"):
         inherited_listeners({"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())})

@@ -102,7 +102,7 @@ async def test_a_proxy_header_from_an_untrusted_address_is_refused(
     other = RelayConfig(proxy_protocol=True, trusted_proxies=(ip_network("192.0.2.0/24"),))
     async with pyderp.Relay(other) as relay:
         assert await ask(relay.address, V1 + get("/derp/probe")) == b""
-        assert "127.0.0.1 is no trusted proxy" in caplog.text
+        assert "127.0.0.1 is not a trusted proxy" in caplog.text
 
 
 async def test_a_silent_client_does_not_delay_the_end() -> None:

@@ -94,7 +94,7 @@ class TestSelf:
         assert lines(caplog) == [f"mesh with {url}: that is this relay itself; left alone"]
 
     async def test_there_is_no_forwarder_to_the_relay_itself(self) -> None:
-        """The other relay announces our own login, which is no client to forward to."""
+        """The other relay announces our own login, which is not a client to forward to."""
         async with linked_to_fake() as (ours, fake, peer):
             peer.say(present(A))
             await until(lambda: ours.way(A))

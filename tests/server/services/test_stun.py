@@ -248,7 +248,7 @@ def test_with_reuse_port_two_sockets_share_a_port() -> None:
     [
         ("192.0.2.77", "this machine does not have that address"),
         ("not a host", "for STUN on UDP not a host:0: "),
-        ("a" * 70, "no host name"),
+        ("a" * 70, "not a host name"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_an_error(host: str, why: str) -> None:

@@ -333,7 +333,7 @@ def test_a_connection_is_listed_with_all_its_fields() -> None:
     first.preferred = True
     first.packets_received, first.bytes_received = 1, 11
     first.packets_sent, first.bytes_sent = 2, 22
-    first.heard_from = {b"a", b"b", b"c"}
+    first.received_from = {b"a", b"b", b"c"}
     body = relay.get("?all&format=json").body.decode()
     assert body == (
         '{\n\t"query": "all clients",\n\t"conns": 1,\n\t"keys": 1,\n\t"remaining": 0,\n'

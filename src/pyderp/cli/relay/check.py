@@ -143,7 +143,7 @@ def _check_can_make(folder: Path, what: str) -> None:
     while not _exists(there):
         there = there.parent
     if not there.is_dir():
-        raise ConfigError(f"cannot make {what}: {there} is no directory")
+        raise ConfigError(f"cannot make {what}: {there} is not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot make {what}: no permission to write in {there}")
 

@@ -31,7 +31,7 @@ _SERVICE_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """Yields a line for each variable that begins with `PYDERP_`, in any case, and is no setting.
+    """Yields a line for each variable that begins with `PYDERP_`, in any case, but is no setting.
 
     It has the name only: the value may be a secret.
     """

@@ -58,7 +58,7 @@ def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Returns the values of a command line, by the flag's name; `None`: it asks for help.
 
     Raises:
-        GoFlagError: a flag is unknown, a value is invalid, or a word is no flag.
+        GoFlagError: a flag is unknown, a value is invalid, or a word is not a flag.
     """
     values = {}
     rest = iter(arguments)
@@ -85,7 +85,7 @@ def _split(argument: str) -> tuple[str, str, str | None]:
     if len(argument) < 2 or argument[0] != "-" or argument == "--":
         # Go stops reading flags here, and a relay would run without those that follow.
         raise GoFlagError(
-            f"{argument!r} is no flag, and derper would ignore it and all after it; a switch is "
+            f"{argument!r} is not a flag, and derper would ignore it and all after it; a switch is "
             "turned off with -flag=false"
         )
     bare = argument[2:] if argument.startswith("--") else argument[1:]

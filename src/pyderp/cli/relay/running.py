@@ -103,7 +103,7 @@ def _key_of(config: RelayConfig) -> NodePublic | None:
         if config.tls is not None:
             context = ssl.create_default_context()
             # Only the key counts. A verified certificate would prove no more: a process that can
-            # listen on the relay's port of this machine could mostly read the certificate, too.
+            # listen on the relay's port of this machine could usually read the certificate, too.
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             name = config.hostname if parse_ip(config.hostname) is None else None

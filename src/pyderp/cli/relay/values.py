@@ -207,7 +207,9 @@ def networks(metavar: str = "CIDR,…") -> Kind:
             try:
                 found.append(ipaddress.ip_network(item, strict=False))
             except ValueError:
-                raise ValueError(f"{item!r} is no network; want one such as 10.0.0.0/8") from None
+                raise ValueError(
+                    f"{item!r} is not a network; want one such as 10.0.0.0/8"
+                ) from None
         return tuple(found)
 
     return Kind(metavar, lambda word: make(word.split(",")), of_list=make)

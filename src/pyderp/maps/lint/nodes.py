@@ -87,7 +87,7 @@ def _addresses(node: DERPNode, path: str) -> Iterator[Finding]:
             yield Finding(
                 rule="not-an-address",
                 path=f"{path}.{name}",
-                text=f"{value!r} is no {name} address, so clients do not use {name} at all",
+                text=f"{value!r} is not an {name} address, so clients do not use {name} at all",
                 advice="correct it, remove it so that clients look up the name, or write 'none'",
             )
     has_4, has_6 = families(node)

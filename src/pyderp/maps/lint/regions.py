@@ -48,7 +48,7 @@ def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
         yield Finding(
             rule="place",
             path=f"{path}.Latitude",
-            text=f"{region.latitude:g}, {region.longitude:g} is no place on Earth",
+            text=f"{region.latitude:g}, {region.longitude:g} is not a place on Earth",
             advice="write a Latitude from -90 to 90, and a Longitude from -180 to 180",
         )
     yield from unknown_members(region.unknown, path, REGION_NAMES)

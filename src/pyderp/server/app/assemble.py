@@ -21,7 +21,7 @@ from pyderp.keys import NodePrivate, NodePublic
 from pyderp.native import NativeModule, load
 from pyderp.relay import lane
 from pyderp.relay.connection import EndReason, How
-from pyderp.relay.health import HealthTeller
+from pyderp.relay.health import HealthReporter
 from pyderp.relay.router import Router
 from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
@@ -66,7 +66,7 @@ class RelayParts:
     stun_trouble: Callable[[], str]
     admission: Gate | None
     limits: Limits | None
-    health: HealthTeller | None
+    health: HealthReporter | None
     mesh: Mesh | None
     native: NativeModule | None
     bootstrap: BootstrapDNS
@@ -133,13 +133,13 @@ def _make_context(
     login: ServerLogin,
     native: NativeModule | None,
     closing: contextlib.AsyncExitStack,
-) -> tuple[ConnectionContext, HealthTeller | None, Limits | None, Gate | None]:
+) -> tuple[ConnectionContext, HealthReporter | None, Limits | None, Gate | None]:
     """Return what all connections share, with its health, limits and admission."""
     loop = asyncio.get_running_loop()
     health = limits = admission = None
     if config.health is not HealthRecipients.NONE:
-        tell_all = config.health is HealthRecipients.ALL
-        health = HealthTeller(router, loop.time, tell_all=tell_all)
+        send_to_all = config.health is HealthRecipients.ALL
+        health = HealthReporter(router, loop.time, send_to_all=send_to_all)
         closing.callback(health.close)
     if config.rate_config is not None:
         from pyderp.server.conn.limits import Limits
@@ -211,7 +211,7 @@ def revoke(router: Router, key: NodePublic, address: str | None, reason: str) ->
 
 
 def _watch_connections(
-    config: RelayConfig, context: ConnectionContext, health: HealthTeller | None
+    config: RelayConfig, context: ConnectionContext, health: HealthReporter | None
 ) -> None:
     """Register the checks of all connections that run in each tick of the timer."""
     if config.rtt_stats:

@@ -192,7 +192,7 @@ def inherited_listeners(environ: MutableMapping[str, str] = os.environ) -> Liste
     if not count or pid != str(os.getpid()):
         return None
     if not (count.isascii() and count.isdigit()):
-        raise ConfigError(f"LISTEN_FDS={count!r} is no number")
+        raise ConfigError(f"LISTEN_FDS={count!r} is not a number")
     listeners = Listeners()
     for i in range(int(count)):
         name = names[i] if i < len(names) else ""
@@ -200,7 +200,8 @@ def inherited_listeners(environ: MutableMapping[str, str] = os.environ) -> Liste
             _sort(listeners, socket.socket(fileno=_FIRST_FD + i), name)
         except OSError as e:
             raise ConfigError(
-                f"file descriptor {_FIRST_FD + i} of LISTEN_FDS={count} is no socket: {e.strerror}"
+                f"file descriptor {_FIRST_FD + i} of LISTEN_FDS={count} is not a socket: "
+                f"{e.strerror}"
             ) from e
     return listeners
 

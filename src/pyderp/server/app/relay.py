@@ -339,7 +339,7 @@ async def close_all(context: ConnectionContext, drain: float) -> None:
         context.restarts_within = drain
         for protocol in list(context.protocols):
             if protocol.connection is not None:
-                context.tell_restarting(protocol.connection)
+                context.send_restarting(protocol.connection)
         context.router.flush()
         if drain > 0:
             await _close_spread(context, drain)

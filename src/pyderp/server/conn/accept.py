@@ -141,7 +141,7 @@ def protocol_factory(
         if context.rules.trusts(host):
             protocol.stage = ProxyHeaderStage(protocol, begin)
         else:
-            protocol.end(EndReason.PROTOCOL_ERROR, How.NOW, f"{host} is no trusted proxy")
+            protocol.end(EndReason.PROTOCOL_ERROR, How.NOW, f"{host} is not a trusted proxy")
 
     first = begin_with_header if proxy_header else begin
     return lambda: RelayProtocol(context, first)

@@ -326,7 +326,7 @@ class ConnectionContext:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def tell_restarting(self, connection: Connection) -> None:
+    def send_restarting(self, connection: Connection) -> None:
         """Send a client the Restarting frame, if a stop has begun and the client knows it."""
         # Other clients may disconnect for good at a frame that they do not know.
         if self.restarts_within is not None and connection.takes_health:

@@ -114,7 +114,7 @@ class RustlsEngine:
         """Choose the certificate (`Engine.records`)."""
         contexts = self._contexts
         if data[0] != HANDSHAKE_RECORD:
-            # OpenSSL's errors tell plain HTTP from other protocols.
+            # OpenSSL's errors distinguish plain HTTP from other protocols.
             return self._ssl.records(local_address, data)
         # Nearly all clients send this extension, and their ClientHello need not be parsed. If its
         # bytes are elsewhere in the ClientHello, the client gets the relay's certificate for

@@ -138,14 +138,14 @@ class HttpStage:
         return b""
 
     def _log_no_upgrade(self, request: Request) -> None:
-        """Log a request for `/derp` without an upgrade; mostly, a proxy has removed the header."""
+        """Log a request for `/derp` without an upgrade; usually a proxy has removed the header."""
         protocol = self._protocol
         asked = request.header(b"upgrade")
         what = f"asks for upgrade to {printable(asked, 40)!r}" if asked else "has no Upgrade header"
         protocol.context.log_problem(
             "%s: a request for /derp %s; a proxy in front must pass the headers Upgrade and "
             "Connection (Upgrade: DERP or websocket) by HTTP/1.1",
-            protocol.who,
+            protocol.log_name,
             what,
             fields=protocol.log_fields(),
         )
@@ -202,8 +202,8 @@ class HttpStage:
             else:
                 protocol.send([http.respond(_dated(await answer))])
         except Exception:
-            # The head may have been sent already, so only closing can tell the client.
-            log.exception("%s: an HTTP answer failed", protocol.who)
+            # The head may have been sent already, so the only way to report the failure is a close.
+            log.exception("%s: an HTTP answer failed", protocol.log_name)
             protocol.task = None
             protocol.end(EndReason.FAILED, How.NOW)
             return

@@ -13,7 +13,7 @@ from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.keys import NodePublic
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
-from pyderp.relay.health import HealthTeller
+from pyderp.relay.health import HealthReporter
 from pyderp.relay.limits import RateBucket, RateBuckets, RateConfig, RateLimit, parse_rate_config
 from pyderp.secretfiles import read_regular
 from pyderp.server.conn.context import LimitedConnection, RateLimited, Stage
@@ -62,7 +62,7 @@ class Limits:
         loop: has the clock, and the timers of clients that wait.
         counters: the counters of the relay's router.
         path: the file of limits; `reload` reads it again.
-        observer: is told which clients wait, for Health frames.
+        observer: is notified when a client starts to wait, for Health frames.
 
     Raises:
         ConfigError: the file cannot be read, or is malformed.
@@ -74,7 +74,7 @@ class Limits:
         counters: Counters,
         path: Path,
         *,
-        observer: HealthTeller | None = None,
+        observer: HealthReporter | None = None,
     ) -> None:
         self.loop = loop
         self.counters = counters

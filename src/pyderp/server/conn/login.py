@@ -121,13 +121,13 @@ class LoginStage:
         protocol.connection = connection
         protocol.pause_if_full(connection)  # ServerInfo may have filled the socket
         context.router.login(connection)
-        context.tell_restarting(connection)
+        context.send_restarting(connection)
         protocol.relay(connection)
         protocol.begin_keep_alive(KEEP_ALIVE + KEEP_ALIVE_JITTER * context.uniform())
         if context.observer is not None:
             context.observer.on_login(connection)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s logged in%s", protocol.who, ", mesh" if mesh else "")
+            log.debug("%s logged in%s", protocol.log_name, ", mesh" if mesh else "")
 
 
 def _wait(_: bytearray, __: memoryview, end: int) -> int:

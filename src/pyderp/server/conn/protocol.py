@@ -142,14 +142,14 @@ class RelayProtocol(StagedWriter):
         context.router.counters.ends[reason] += 1
         if detail:
             fields = {**self.log_fields(key), "reason": reason.value}
-            context.log_problem("%s closed: %s", self.who, detail, fields=fields)
+            context.log_problem("%s closed: %s", self.log_name, detail, fields=fields)
         else:
-            log.debug("%s ended: %s", self.who, reason.value)
+            log.debug("%s ended: %s", self.log_name, reason.value)
         transport = self.transport
         graceful = how is How.GRACEFUL and transport is not None and not transport.is_closing()
-        words = self._unregister(last_words=graceful)
+        last_frames = self._unregister(write_rest=graceful)
         if graceful:
-            self._say_goodbye(words)
+            self._send_last_frames(last_frames)
         # Without a transport, all further writes are dropped. Only `_linger` uses it from now on.
         self.transport, self.lingering = None, transport
         if graceful:
@@ -157,7 +157,7 @@ class RelayProtocol(StagedWriter):
         else:
             self._abort()
 
-    def _unregister(self, *, last_words: bool) -> list[bytes]:
+    def _unregister(self, *, write_rest: bool) -> list[bytes]:
         """Leave the timers, the router and the rest, so that none of them calls the connection.
 
         Returns:
@@ -174,19 +174,19 @@ class RelayProtocol(StagedWriter):
         if limit is not None:
             limit.on_end()
         connection, self.connection = self.connection, None
-        words: list[bytes] = []
+        last_frames: list[bytes] = []
         if connection is not None:
             self._leaving = connection
-            words = context.router.leave(connection, last_words=last_words)
+            last_frames = context.router.leave(connection, write_rest=write_rest)
             if context.observer is not None:
                 context.observer.on_leave(connection)
             self.flush_soon()
         self.drop_rest()
-        return words
+        return last_frames
 
-    def _say_goodbye(self, words: list[bytes]) -> None:
-        if words:
-            self.send(words)
+    def _send_last_frames(self, last_frames: list[bytes]) -> None:
+        if last_frames:
+            self.send(last_frames)
         # From the inside out: the websocket's close frame is sent in TLS, before the close_notify.
         layer = self.inmost
         while layer is not None:
@@ -246,8 +246,8 @@ class RelayProtocol(StagedWriter):
         self.outmost = self.inmost = self.transport = self.lingering = self._waiter = None
 
     @property
-    def who(self) -> str:
-        """The client in log lines: number and address, and after the login key and label."""
+    def log_name(self) -> str:
+        """The client in log lines: its number and address; after its login also key and label."""
         where = f"client {self.number} {format_address(*self.peer)}"
         if self.connection is None:
             return where
@@ -277,7 +277,7 @@ class RelayProtocol(StagedWriter):
         If the inmost layer can report errors to the client, it does so first.
         """
         layer = self.inmost
-        how = How.GRACEFUL if layer is not None and layer.tells_errors else How.NOW
+        how = How.GRACEFUL if layer is not None and layer.reports_errors else How.NOW
         self.end(EndReason.PROTOCOL_ERROR, how, str(error))
 
     def begin_keep_alive(self, period: float) -> None:

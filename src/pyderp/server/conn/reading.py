@@ -42,7 +42,7 @@ class Layer(ABC):
 
     reads_large: ClassVar[bool] = True
     """Whether one read may fill the whole shared buffer."""
-    tells_errors: ClassVar[bool] = False
+    reports_errors: ClassVar[bool] = False
     """Whether `close` reports an error to a client that broke the protocol."""
 
     def __init__(self) -> None:

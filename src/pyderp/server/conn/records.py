@@ -65,7 +65,7 @@ class RecordLayer(Protocol):
         """Encrypt bytes of the stream; return what to write, after what `output` has."""
 
     def output(self) -> bytes:
-        """Return what TLS itself has to write: handshake, alerts, key updates; mostly nothing."""
+        """Return what TLS itself has to write: handshake, alerts, key updates; usually nothing."""
 
     def close(self) -> bytes:
         """Return the close alert; empty if the handshake is incomplete."""

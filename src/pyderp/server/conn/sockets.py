@@ -87,7 +87,7 @@ def explained(where: str, if_taken: str) -> Iterator[None]:
     except OSError as e:
         raise ConfigError(f"cannot listen {where}: {_reason(e, if_taken)}") from e
     except UnicodeError as e:
-        raise ConfigError(f"cannot listen {where}: no host name") from e
+        raise ConfigError(f"cannot listen {where}: not a host name") from e
 
 
 def _reason(error: OSError, if_taken: str) -> str:
@@ -147,7 +147,7 @@ def is_left_over(path: Path) -> bool:
     """Whether a path is a Unix socket on which no process listens; False: the path is free.
 
     Raises:
-        ConfigError: the path is in use, or is no socket, or cannot be examined.
+        ConfigError: the path is in use, or is not a socket, or cannot be examined.
     """
     try:
         if not path.exists():

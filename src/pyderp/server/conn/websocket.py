@@ -22,7 +22,7 @@ class WebSocketLayer(Layer):
     __slots__ = ("_protocol", "_websocket", "_written")
 
     reads_large = False
-    tells_errors = True
+    reports_errors = True
 
     def __init__(self, protocol: RelayProtocol) -> None:
         super().__init__()

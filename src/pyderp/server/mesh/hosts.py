@@ -75,7 +75,7 @@ def parse_mesh_host(text: str) -> MeshHost:
         )
     host, dial = parts[0].strip(), _dial_host(parts[1].strip(), text) if len(parts) == 2 else ""
     if not host or any(c.isspace() or c in _NOT_IN_HOSTS for c in host):
-        raise ConfigError(f"mesh host {text!r}: {host!r} is no host name")
+        raise ConfigError(f"mesh host {text!r}: {host!r} is not a host name")
     url = f"https://{host}/derp"
     try:
         parse_url(url)
@@ -93,7 +93,7 @@ def _dial_host(dial: str, text: str) -> str:
         return bare
     if not dial or ":" in dial or any(c.isspace() or c in _NOT_IN_HOSTS for c in dial):
         raise ConfigError(
-            f"mesh host {text!r}: {dial!r} is no dial host; want a name or an IP address, "
+            f"mesh host {text!r}: {dial!r} is not a dial host; want a name or an IP address, "
             f"the port is that before the slash"
         )
     return bare
@@ -105,7 +105,7 @@ def _from_url(text: str) -> MeshHost:
         raise ConfigError("mesh host with a URL that begins with neither http:// nor https://")
     target = parse_url(text)
     if target.request_target == "/":
-        raise ConfigError(f"mesh host {target.text!r}: the path is missing, mostly /derp")
+        raise ConfigError(f"mesh host {target.text!r}: the path is missing, usually /derp")
     return MeshHost(target.text, text)
 
 
@@ -121,7 +121,7 @@ class MeshLog:
         self._host = host
         self._clock = clock
         self._pause = _FIRST_PAUSE
-        self._said_at: float | None = None
+        self._logged_at: float | None = None
         """When a failure was last logged; `None`: not since the link last worked."""
         self._failure_logged = False
         """The last line is a failure."""
@@ -135,7 +135,7 @@ class MeshLog:
         self._connected_at = self._clock()
         if self._failure_logged:
             log.info("mesh with %s: connected again", self._host)
-        elif self._said_at is None:
+        elif self._logged_at is None:
             log.info("mesh with %s: connected", self._host)
         self._failure_logged = False
 
@@ -143,22 +143,22 @@ class MeshLog:
         """Note that the link cannot connect, or broke."""
         now = self._clock()
         if self._connected_at is not None and now - self._connected_at >= _STABLE:
-            self._said_at = None
+            self._logged_at = None
         self._connected_at = None
         self._failures += 1
         more = ""
-        due = self._said_at is None or now - self._said_at >= self._pause
-        if self._said_at is None:
+        due = self._logged_at is None or now - self._logged_at >= self._pause
+        if self._logged_at is None:
             self._pause = _FIRST_PAUSE
         elif due:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             times = counted(self._failures, "time")
-            more = f" (failed {times} in {now - self._said_at:.0f} s)"
+            more = f" (failed {times} in {now - self._logged_at:.0f} s)"
         elif error in self._reasons or len(self._reasons) >= _MOST_REASONS:
             return
         log.warning("mesh with %s: %s%s", self._host, error, more, exc_info=bug)
         if due:
-            self._said_at = now
+            self._logged_at = now
             self._failures = 0
             self._reasons.clear()
         self._failure_logged = True

@@ -1,4 +1,4 @@
-"""The STUN server: it tells a client the address from which the client's packets come."""
+"""The STUN server: it answers a client with the address that the client's packet came from."""
 
 from __future__ import annotations
 

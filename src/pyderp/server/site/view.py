@@ -172,8 +172,8 @@ class RelayView:
 
     def senders(self, connection: Connection) -> int:
         """Return how many other keys have sent to a client; 0 if `sender_cardinality` is off."""
-        heard_from = connection.heard_from if self.config.sender_cardinality else None
-        return len(heard_from or ())
+        received_from = connection.received_from if self.config.sender_cardinality else None
+        return len(received_from or ())
 
 
 def slices(connections: Iterable[T]) -> Iterator[list[T]]:

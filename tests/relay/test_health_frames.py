@@ -10,7 +10,7 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.relay.health import HealthTeller, Trouble
+from pyderp.relay.health import HealthReporter, Trouble
 from pyderp.relay.limits import MIN_BURST
 from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.server.conn.limits import Limits
@@ -36,8 +36,8 @@ def core(loop: FakeLoop) -> ConnectionContext:
     return make_context(loop, health=True)
 
 
-def health(core: ConnectionContext) -> HealthTeller:
-    assert isinstance(core.observer, HealthTeller)
+def health(core: ConnectionContext) -> HealthReporter:
+    assert isinstance(core.observer, HealthReporter)
     return core.observer
 
 
@@ -63,7 +63,7 @@ def problems(wire: Wire) -> list[str]:
     return [each.problem for each in wire.messages() if isinstance(each, Health)]
 
 
-def fight(*wires: Wire) -> None:
+def take_over_in_turn(*wires: Wire) -> None:
     for _ in range(4):
         for wire in wires:
             wire.feed(pack_ping(b"12345678"))
@@ -73,7 +73,7 @@ def test_a_healthy_client_gets_no_health_frame(core: ConnectionContext, loop: Fa
     wire = join(core)
     loop.advance(300)
     assert problems(wire) == []
-    assert health(core).told == health(core).cleared == 0
+    assert health(core).sent_problems == health(core).cleared == 0
 
 
 def test_duplicates_are_reported_within_a_second_and_cleared_after_a_minute(
@@ -81,11 +81,11 @@ def test_duplicates_are_reported_within_a_second_and_cleared_after_a_minute(
 ) -> None:
     one, other = join(core), join(core)
     two = twin(one)
-    fight(one, two, other)
+    take_over_in_turn(one, two, other)
     loop.advance(1)
     assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
     assert problems(other) == []
-    assert health(core).told == 2
+    assert health(core).sent_problems == 2
     loop.advance(59)
     assert problems(one) == problems(two) == []
     loop.advance(2)
@@ -99,7 +99,7 @@ def test_a_duplicate_that_sends_nothing_is_not_reported(
     """Otherwise each reconnect would be reported, while the old connection is still open."""
     one = join(core)
     two = twin(one)
-    fight(two)
+    take_over_in_turn(two)
     loop.advance(5)
     assert problems(one) == problems(two) == []
 
@@ -107,7 +107,7 @@ def test_a_duplicate_that_sends_nothing_is_not_reported(
 def test_a_duplicate_that_left_gets_no_frame(core: ConnectionContext, loop: FakeLoop) -> None:
     one = join(core)
     two = twin(one)
-    fight(one, two)
+    take_over_in_turn(one, two)
     two.transport.abort()
     loop.advance(100)
     assert problems(one) == [Trouble.DUPLICATE.value, ""]
@@ -209,7 +209,7 @@ def test_duplicates_are_reported_with_one_frame_however_long_they_last(
     one = join(core)
     two = twin(one)
     for _ in range(50):
-        fight(one, two)
+        take_over_in_turn(one, two)
         loop.advance(0.9)
     assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
 
