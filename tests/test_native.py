@@ -57,7 +57,10 @@ def test_auto_runs_without_it_and_on_refuses(
     assert installed_version() == ""
     with pytest.raises(ConfigError) as caught:
         load(NativeUse.ON)
-    assert str(caught.value) == f"native is on, but {problem}"
+    assert (
+        str(caught.value)
+        == f"native is on, but {problem}; run make fast in pyderp's source, or give native=auto"
+    )
 
 
 def test_a_module_that_fails_to_import_is_no_native_part(

@@ -198,7 +198,10 @@ def test_a_file_that_other_users_may_read_is_warned_of(
         (b'{"PrivateKey": 7}', 'lacks "PrivateKey"'),
         (b'{"PrivateKey": ""}', "holds no usable key: key hex string doesn't have expected type"),
         (f'{{"PrivateKey": "{SECRET}"}}'.encode(), "expected type prefix privkey:"),
-        (f'{{"PrivateKey": "privkey:{SECRET[:-1]}"}}'.encode(), "got 63 want 64"),
+        (
+            f'{{"PrivateKey": "privkey:{SECRET[:-1]}"}}'.encode(),
+            "want privkey: and 64 hex digits, got 63",
+        ),
         (f'{{"PrivateKey": "privkey:{SECRET[:-1]}g"}}'.encode(), "invalid hex character in key"),
         (f'{{"PrivateKey": "privkey:{"0" * 64}"}}'.encode(), "zero key"),
         (f'{{"PrivateKey": "{v.CLIENT_PRIVATE_TEXT}"}}\xff'.encode("latin-1"), "it is not text"),
@@ -214,7 +217,10 @@ def test_an_unusable_file_is_refused_without_showing_it(
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """Here it is a directory, as root can read every file."""
-    assert refused(tmp_path) == f"cannot read the key file {tmp_path}: Is a directory"
+    assert (
+        refused(tmp_path)
+        == f"cannot read the key file {tmp_path}: Is a directory; give a file, not a folder"
+    )
 
 
 def test_a_file_below_a_file_cannot_be_read(path: Path) -> None:
@@ -361,8 +367,8 @@ def test_a_mesh_key_is_read_from_a_file(path: Path, text: str) -> None:
     ("content", "error"),
     [
         (b"", "cannot be used: invalid mesh key"),
-        (SECRET[:16].encode(), "invalid mesh key: key hex has the wrong size, got 16 want 64"),
-        (f"{SECRET}0".encode(), "got 65 want 64"),
+        (SECRET[:16].encode(), "invalid mesh key: want 64 hex digits, got 16"),
+        (f"{SECRET}0".encode(), "want 64 hex digits, got 65"),
         (f"{SECRET[:-1]}g".encode(), "invalid hex character"),
         (b"0" * 64, "the zero key grants nothing"),
         (SECRET.encode() + b"\xff", "it is not text"),

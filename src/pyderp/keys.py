@@ -44,7 +44,8 @@ def _from_hex(text: str, prefix: str = "") -> bytes:
         raise InvalidKey(f"key hex string doesn't have expected type prefix {prefix}")
     digits = text[len(prefix) :]
     if len(digits) != 2 * KEY_LEN:
-        raise InvalidKey(f"key hex has the wrong size, got {len(digits)} want {2 * KEY_LEN}")
+        wanted = f"{prefix} and {2 * KEY_LEN}" if prefix else 2 * KEY_LEN
+        raise InvalidKey(f"want {wanted} hex digits, got {len(digits)}")
     if not _HEX_DIGITS.issuperset(digits):
         raise InvalidKey("invalid hex character in key")
     return bytes.fromhex(digits)

@@ -76,7 +76,11 @@ def load(use: NativeUse) -> NativeModule | None:
         return None
     module, problem = _find()
     if use is NativeUse.ON and problem:
-        raise ConfigError("{} is on, but {problem}", settings=("native",), problem=problem)
+        raise ConfigError(
+            "{} is on, but {problem}; run make fast in pyderp's source, or give {}",
+            settings=("native", "native=auto"),
+            problem=problem,
+        )
     if problem:
         log.debug("%s; TLS and the lane run in Python", problem)
     return module

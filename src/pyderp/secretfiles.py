@@ -84,7 +84,8 @@ def read_secret(path: Path, what: str, limit: int = _MAX_SECRET) -> str:
         raise ConfigError(f"cannot read the {what} {path}: it is not text") from e
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) else "a path cannot contain NUL"
-        raise ConfigError(f"cannot read the {what} {printable(str(path))}: {reason}") from e
+        advice = "; give a file, not a folder" if isinstance(e, IsADirectoryError) else ""
+        raise ConfigError(f"cannot read the {what} {printable(str(path))}: {reason}{advice}") from e
     warn_if_open(path)
     return text
 

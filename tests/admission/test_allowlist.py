@@ -42,7 +42,7 @@ def test_all_forms_of_lines_are_read() -> None:
         ("f" * 64, "not a node key"),
         ("privkey:" + "ab" * 32, "not a node key"),
         ("alice " + str(key(1)), "not a node key"),
-        ("nodekey:" + "f" * 63, "wrong size"),
+        ("nodekey:" + "f" * 63, "want nodekey: and 64 hex digits, got 63"),
         ("nodekey:" + "f" * 63 + "g", "invalid hex"),
         ("nodekey:" + "f" * 63 + "#", "invalid hex"),
         ("nodekey:" + "0" * 64, "zero key"),

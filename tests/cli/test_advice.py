@@ -12,6 +12,8 @@ from threading import Thread
 from typing import TypeAlias
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from pyderp import (
     BadMagic,
@@ -113,6 +115,35 @@ def test_another_name_advises_url_and_cert_name(
     assert "derp.example.com" in text
 
 
+def test_another_name_with_a_pin_advises_no_flag_that_excludes_a_pin() -> None:
+    error = CertificateError("x", reason=FailureReason.CERTIFICATE_OTHER_NAME)
+    (line,) = advice(error, pinned=True)
+    assert "put the certificate's name or the relay's IP address into the URL" in line
+    assert line.endswith("--pin cannot be combined with --cert-name")
+
+
+def test_an_error_with_a_pin_names_the_url_and_no_region(here: Here) -> None:
+    with RelayThread(tls=True) as relay:
+        text = advice_of(here, relay.url, "--pin", "0" * 64)
+    assert f"connect to {relay.url}" in text
+    assert "region" not in text
+
+
+def test_a_pinned_relay_with_another_name_advises_a_url(here: Here, tmp_path: Path) -> None:
+    tls = secure(tmp_path, names=["derp.example.com"])
+    pem = (tmp_path / f"{NAME}.crt").read_bytes()
+    pin = x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
+    with answering(b"", tls) as port:
+        text = advice_of(here, f"https://{NAME}:{port}", "--pin", pin)
+    assert "into the URL; --pin cannot be combined with --cert-name" in text
+
+
+def test_an_answer_to_upgrade_and_websocket_is_printed_once(here: Here) -> None:
+    with answering(http("404 Not Found", body="what is it")) as port:
+        text = advice_of(here, f"http://127.0.0.1:{port}/foo")
+    assert text.count("what is it") == 1
+
+
 def test_an_expired_certificate_advises_a_look_at_the_clock(here: Here, tmp_path: Path) -> None:
     with answering(b"", secure(tmp_path, days=-1)) as port:
         text = advice_of(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt")
@@ -185,12 +216,12 @@ def test_another_page_that_is_not_found_is_no_relay_without_derp() -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "line"),
     [
-        ([], "400 Bad Request", "not even a websocket"),
-        ([], "426 Upgrade Required", "not even a websocket"),
+        ([], "400 Bad Request", "does not pass websockets either"),
+        ([], "426 Upgrade Required", "does not pass websockets either"),
         ([], "405 Method Not Allowed", "try --websocket"),
-        (["--websocket"], "426 Upgrade Required", "not even a websocket"),
-        (["--websocket"], "501 Not Implemented", "not even a websocket"),
-        (["--websocket"], "405 Method Not Allowed", "not even a websocket"),
+        (["--websocket"], "426 Upgrade Required", "does not pass websockets either"),
+        (["--websocket"], "501 Not Implemented", "does not pass websockets either"),
+        (["--websocket"], "405 Method Not Allowed", "does not pass websockets either"),
         (["--no-websocket"], "426 Upgrade Required", "leave out --no-websocket"),
         (["--no-websocket"], "405 Method Not Allowed", "try --websocket"),
     ],
@@ -200,7 +231,7 @@ def test_ways_that_were_tried_are_not_advised(
 ) -> None:
     with answering(http(status)) as port:
         text = advice_of(here, f"http://127.0.0.1:{port}", *flags)
-    advised = {"not even a websocket", "leave out --no-websocket", "try --websocket"}
+    advised = {"does not pass websockets either", "leave out --no-websocket", "try --websocket"}
     assert [each for each in advised if each in text] == [line]
 
 

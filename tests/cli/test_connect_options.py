@@ -231,8 +231,17 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], expe
 def test_an_invalid_url_is_refused(here: Here, url: str, flags: list[str]) -> None:
     done = here("ping", url, *flags, "--json")
     assert done.code == 2
-    assert done.err.startswith("pyderp: derphttp.NewClient: ")
-    assert done.event("error")["error"].startswith("derphttp.NewClient: ")
+    assert done.err.startswith("pyderp: ")
+    assert done.err == f"pyderp: {done.event('error')['error']}\n"
+    assert "NewClient" not in done.err + done.out
+
+
+def test_a_url_without_a_scheme_is_refused_with_the_whole_url(here: Here) -> None:
+    done = here("ping", "127.0.0.1:3340")
+    assert done.code == 2
+    assert done.err.startswith(
+        "pyderp: '127.0.0.1:3340' has no scheme: write https://127.0.0.1:3340/derp, or http://"
+    )
 
 
 @pytest.mark.parametrize("proxy", ["ftp://me:secret@h:1", "http://me:secret@", "\x00me:secret@h"])

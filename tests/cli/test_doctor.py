@@ -128,7 +128,7 @@ def test_each_node_of_a_map_is_checked(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("{", "line 1, column 1"),
+        ("{", "line 1, column 2: want a DERP map"),
         ('{"Regions": {"x": {}}}', "Regions"),
         ('{"Regions": {"900": {"Nodes": [{"DERPPort": "a"}]}}}', r"Nodes[0].DERPPort"),
         ('{"Regions": {"900": {"Nodes": 7}}}', "Nodes"),

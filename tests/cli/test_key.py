@@ -50,6 +50,7 @@ def test_a_file_that_cannot_be_made_is_named(here: Here, tmp_path: Path) -> None
     done = here("key", "new", "-o", tmp_path / "none" / "me.key")
     assert done.code == 1
     assert f"cannot make the key file {tmp_path}/none/me.key: No such file" in done.err
+    assert f"; make the folder {tmp_path}/none first" in done.err
 
 
 def test_keys_are_printed_as_json(here: Here, tmp_path: Path) -> None:
@@ -112,7 +113,10 @@ def test_the_error_of_a_missing_file_has_the_command_to_make_one(
 
 def test_an_unreadable_file_is_named(here: Here, tmp_path: Path) -> None:
     done = here("key", "public", tmp_path)
-    assert f"cannot read the key file {tmp_path}: Is a directory" in done.err
+    assert (
+        f"cannot read the key file {tmp_path}: Is a directory; give a file, not a folder"
+        in done.err
+    )
 
 
 def test_help_has_examples(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,12 @@ def test_relay_prints_whether_packets_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("{", "line 1, column 1: unterminated object"),
+        ("{", "not JSON: expecting property name enclosed in double quotes in line 1, column 2"),
+        ('{"Regions": [', "in line 1, column 14: want a DERP map: JSON, headscale's YAML or a"),
+        (
+            '{"Regions":{"900":{"RegionID":901,"Nodes":[]}}}',
+            "is wrong: region 900: its RegionID is 901, and not 900; region 900: no nodes",
+        ),
         ("[]", "want an object, got an array"),
         ('{"Regions":{}}', "it has no region"),
         ('{"Regions":{"1":{"Nodes":[{"STUNPort":"x"}]}}}', 'Regions["1"].Nodes[0].STUNPort'),

@@ -162,8 +162,12 @@ def test_an_unreachable_relay_is_an_error_without_statistics(here: Here) -> None
     ("args", "expected"),
     [
         ([], "give the relay's URL"),
-        (["http://h/derp", "-c", "-1"], "greater than or equal to 0"),
-        (["http://h/derp", "--timeout", "6"], "less than or equal to 5"),
+        (["http://h/derp", "-c", "-1"], "want 0 or more"),
+        (["http://h/derp", "-c", "x"], "want a whole number"),
+        (["http://h/derp", "-i", "-1"], "want 0 or more seconds"),
+        (["http://h/derp", "-i", "nan"], "want 0 or more seconds"),
+        (["http://h/derp", "-i", "x"], "want a number of seconds"),
+        (["http://h/derp", "--timeout", "6"], "want 0.001 to 5 seconds"),
         (["-count=5", "http://h/derp"], "write --count=5"),
     ],
 )

@@ -7,7 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from types import SimpleNamespace
+from typing import Any, TypeAlias, cast
 
 import pytest
 
@@ -156,7 +157,7 @@ def test_an_absent_peer_is_exit_status_3(relay: RelayThread, here: Here, flags: 
 
 def test_waiting_for_input_ends_when_the_peer_is_absent(relay: RelayThread) -> None:
     with command("send", relay.url, ABSENT, "--json", "--wait", 1) as sender:
-        sender.wait_for("0 packets, 0 bytes handed to the relay, but nodekey:")
+        sender.wait_for("nothing was sent, but nodekey:")
         assert sender.end().code == 3
         assert '"gone": true' in sender.out
 
@@ -351,7 +352,7 @@ def test_sigterm_exits_143_as_ctrl_c_exits_130(relay: RelayThread) -> None:
         ([], "Missing argument"),
         (["http://127.0.0.1:1/derp"], "PEER is missing"),
         ([str(ABSENT)], "give the relay's URL, or --derp-map"),
-        (["http://127.0.0.1:1/derp", "nodekey:12"], "key hex has the wrong size"),
+        (["http://127.0.0.1:1/derp", "nodekey:12"], "want nodekey: and 64 hex digits, got 2"),
         (["http://127.0.0.1:1/derp", "someone"], "'someone' is not a peer"),
         (["http://127.0.0.1:1/derp", str(ABSENT), str(ABSENT)], "one peer too many"),
         (["http://127.0.0.1:1/derp", str(ABSENT), "-m", "x", "--raw"], "give one of them"),
@@ -362,6 +363,13 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], expe
     done = here("send", *args)
     assert done.code == 2
     assert expected in " ".join(done.err.replace("│", " ").split())
+
+
+def test_the_summary_without_a_packet_claims_no_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    client = SimpleNamespace(stats=SimpleNamespace(packets_dropped=0))
+    sender = _Sender(cast("Any", client), Output(as_json=False), ABSENT, 1.0, None, ended=2)
+    assert sender._summary(gone=False) == 0
+    assert capsys.readouterr().err == "pyderp: nothing was sent; disconnected 2 times\n"
 
 
 def test_an_unusable_key_for_sealing_is_refused(relay: RelayThread, here: Here) -> None:

@@ -58,7 +58,18 @@ def test_a_url_decides_address_tls_and_request_target(
             'derphttp.NewClient: invalid URL scheme "wss"; want https:// or http://, w',
         ),
         ("//h/derp", 'derphttp.NewClient: invalid URL scheme ""; want https:// or http://'),
-        ("relay.example.com/derp", "derphttp.NewClient: no host in"),
+        (
+            "relay.example.com/derp",
+            "derphttp.NewClient: 'relay.example.com/derp' has no scheme: "
+            "write https://relay.example.com/derp, or http://relay.example.com/derp for a",
+        ),
+        (
+            "127.0.0.1:3340",
+            "derphttp.NewClient: '127.0.0.1:3340' has no scheme: "
+            "write https://127.0.0.1:3340/derp, or http://127.0.0.1:3340/derp for a",
+        ),
+        ("localhost:3340", "derphttp.NewClient: 'localhost:3340' has no scheme"),
+        ("me:secret@relay.example.com", "derphttp.NewClient: no host in"),
         ("https:///derp", "derphttp.NewClient: no host in"),
         ("", "derphttp.NewClient: no host in"),
         ("https://h:99999/derp", "derphttp.NewClient: the port"),

@@ -179,7 +179,7 @@ async def test_the_error_has_both_failures() -> None:
             await client.connect()
         (cause,) = caught.value.attempts
         assert isinstance(cause, UpgradeRejected)
-        assert cause.__notes__ == ["and no websocket: upgrade refused: 404 Not Found: no"]
+        assert cause.__notes__ == ["and no websocket: the same answer"]
         assert client.stats.websocket_fallbacks == 0
         route = client._life.route
         assert isinstance(route, HttpRoute)

@@ -40,7 +40,9 @@ def test_a_name_needs_no_plain_http() -> None:
 
 
 def test_public_authorities_need_a_full_name() -> None:
-    with pytest.raises(ConfigError, match="'relay' is not a full DNS name"):
+    with pytest.raises(
+        ConfigError, match=r"relay is not a full DNS name such as relay\.example\.com; Let's"
+    ):
         acme(hostname="relay")
     acme(hostname="relay", directory="https://ca.internal/directory")
 

@@ -173,7 +173,7 @@ def test_an_invalid_number_of_bytes_is_refused(name: str, value: object, got: st
     ("value", "says"),
     [
         ([], "PerKey: want an object {…}, got an array"),
-        ({"nodekey:12": {}}, "PerKey[nodekey:12]: key hex has the wrong size"),
+        ({"nodekey:12": {}}, "PerKey[nodekey:12]: want nodekey: and 64 hex digits, got 2"),
         ({"office": {}}, "PerKey[office]: key hex string doesn't have"),
         ({str(KEY): 5}, "want an object {…}, got 5"),
         ({str(KEY): {}}, "BytesPerSec is missing; 0 means no limit"),

@@ -131,6 +131,13 @@ _BY_REASON: Final = {
     ),
     FailureReason.NO_DERP: _NO_RELAY,
 }
+_OF_PINNED: Final = {
+    # `--pin` and `--cert-name` exclude each other.
+    FailureReason.CERTIFICATE_OTHER_NAME: (
+        "the certificate is for another name: put the certificate's name or the relay's IP address "
+        "into the URL; --pin cannot be combined with --cert-name"
+    ),
+}
 _OF_NODE: Final = {
     # Where a map says what the certificate is for, and not the URL or a flag.
     FailureReason.CERTIFICATE_OTHER_NAME: (
@@ -145,13 +152,14 @@ _OF_NODE: Final = {
 }
 
 
-def advice(error: Exception, *, from_map: bool = False) -> list[str]:
+def advice(error: Exception, *, from_map: bool = False, pinned: bool = False) -> list[str]:
     """Returns what to do, a line for each different cause; empty if the error says it all.
 
     Args:
         from_map: a DERP map says where the relay is, and not a URL.
+        pinned: the command line has the certificate's hash, `--pin`.
     """
-    lines = _BY_REASON | _OF_NODE if from_map else _BY_REASON
+    lines = _BY_REASON | (_OF_NODE if from_map else _OF_PINNED if pinned else {})
     silent_proxy = bool(notes(error))
     found: dict[str, None] = {}
     for cause in _causes(error):
@@ -223,9 +231,9 @@ def _rejected(error: UpgradeRejected) -> str:
         return "the relay, or a proxy before it, has failed: try later, or tell its operator"
     if error.websocket:
         return (
-            "the server that answers passes not even a websocket: a proxy before the relay must "
-            "pass the headers Upgrade and Connection, by HTTP/1.1; ask its operator, and check "
-            "the path (/derp)"
+            "the server that answers does not pass websockets either: a proxy before the relay "
+            "must pass the headers Upgrade and Connection, by HTTP/1.1; ask its operator, and "
+            "check the path (/derp)"
         )
     # Without --no-websocket a websocket would have been tried after these.
     how = "leave out --no-websocket" if status in WEBSOCKET_STATUS else "try --websocket"

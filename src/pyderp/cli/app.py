@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import pyderp
 from pyderp.cli.dispatch import carry_out
 from pyderp.cli.output import print_line
+from pyderp.cli.parameters import Command, switches_without_type
 from pyderp.cli.relay import goflags, options
 from pyderp.cli.usage import tell_in_json
 from pyderp.native import installed_version
@@ -20,6 +21,10 @@ __all__ = ["app"]
 
 class _Group(TyperGroup):
     """Prints usage errors as JSON, too, if the command line asks for JSON."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Returns the parameters, `--help` included."""
+        return switches_without_type(super().get_params(ctx))
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own has another Context
         """Run the subcommand."""
@@ -83,11 +88,13 @@ def _add_client_commands() -> None:
     from pyderp.cli.key import key_app
     from pyderp.cli.map.app import map_app
 
-    app.command("listen", epilog=listen.EPILOG, help=listen.HELP)(listen.listen)
-    app.command("send", epilog=send.EPILOG, help=send.HELP)(send.send)
-    app.command("ping", epilog=ping.EPILOG, help=ping.HELP)(ping.ping)
-    app.command("doctor", epilog=doctor.EPILOG, help=doctor.HELP)(doctor.doctor)
-    app.command("netcheck", epilog=netcheck.EPILOG, help=netcheck.HELP)(netcheck.netcheck)
+    app.command("listen", cls=Command, epilog=listen.EPILOG, help=listen.HELP)(listen.listen)
+    app.command("send", cls=Command, epilog=send.EPILOG, help=send.HELP)(send.send)
+    app.command("ping", cls=Command, epilog=ping.EPILOG, help=ping.HELP)(ping.ping)
+    app.command("doctor", cls=Command, epilog=doctor.EPILOG, help=doctor.HELP)(doctor.doctor)
+    app.command("netcheck", cls=Command, epilog=netcheck.EPILOG, help=netcheck.HELP)(
+        netcheck.netcheck
+    )
     app.add_typer(key_app, name="key")
     app.add_typer(map_app, name="map")
 

@@ -18,6 +18,7 @@ import typer
 from pyderp import defaults
 from pyderp.cli.input import read_private_key, read_region
 from pyderp.cli.output import Output
+from pyderp.cli.parameters import seconds, value
 from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig, parse_url, pin_name
@@ -36,16 +37,6 @@ log = logging.getLogger("pyderp.cli")
 
 _REGION: Final = 900
 """Id of the region that is made for a URL; ids from 900 on are for private use."""
-
-
-def value(metavar: str, text: str, *names: str, **more: Any) -> Any:
-    """Returns an option that takes a value."""
-    return typer.Option(*names, metavar=metavar, help=text, **more)
-
-
-def seconds(text: str, *names: str, least: float = 0.001, most: float | None = None) -> Any:
-    """Returns an option that takes seconds, from `least` to `most`."""
-    return value("SECONDS", text, *names, min=least, max=most)
 
 
 class ReportingClient(Client):
@@ -189,11 +180,11 @@ class ConnectOptions:
             try:
                 client = self._client(url)
             except (ConfigError, InvalidMap) as e:
-                raise Refused(str(e)) from e
+                raise Refused(str(e).removeprefix("derphttp.NewClient: ")) from e
             async with client:
                 return await work(client, output)
 
-        run_command(main, output, from_map=self.derp_map is not None)
+        run_command(main, output, from_map=self.derp_map is not None, pinned=self.pin is not None)
 
     def _client(self, url: str | None) -> ReportingClient:
         target = self._map_region(url) if self.derp_map is not None else self._url(url)

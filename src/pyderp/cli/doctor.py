@@ -18,6 +18,7 @@ from pyderp.cli.connect_options import seconds, trusted, value, wanted_certifica
 from pyderp.cli.doctorlines import PROBLEMS, Notes, Report, line_of, values_of
 from pyderp.cli.input import read_private_key
 from pyderp.cli.output import Output, escaped
+from pyderp.cli.parameters import whole_number
 from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.doctor.examination import Examination, Region
 from pyderp.doctor.finding import Finding, Result
@@ -119,12 +120,15 @@ _Insecure: TypeAlias = Annotated[
     bool, typer.Option("--insecure", help="Accept any certificate, with a warning.")
 ]
 _StunPort: TypeAlias = Annotated[
-    int | None, value("PORT", "UDP port of STUN; -1: none.  [default: 3478]", min=-1, max=65535)
+    int | None,
+    whole_number("PORT", "UDP port of STUN; -1: none.  [default: 3478]", least=-1, most=65535),
 ]
 _HttpPort: TypeAlias = Annotated[
-    int, value("PORT", "Port of plain HTTP, for /generate_204.", min=1, max=65535)
+    int, whole_number("PORT", "Port of plain HTTP, for /generate_204.", least=1, most=65535)
 ]
-_MaxNodes: TypeAlias = Annotated[int, value("N", "Check at most this many nodes of a map.", min=1)]
+_MaxNodes: TypeAlias = Annotated[
+    int, whole_number("N", "Check at most this many nodes of a map.", least=1)
+]
 _Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="One JSON object a line on standard output.")
 ]

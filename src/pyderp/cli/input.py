@@ -171,6 +171,8 @@ def _read(path: Path, name: str) -> str:
                 data = file.read(_MAX_KEY)
     except FileNotFoundError:
         raise ConfigError(f"{name} is not there; make one with: pyderp key new -o {path}") from None
+    except IsADirectoryError as e:
+        raise ConfigError(f"cannot read {name}: {e.strerror}; give a file, not a folder") from e
     except OSError as e:
         raise ConfigError(f"cannot read {name}: {e.strerror}") from e
     # Bytes that are not text are no key, and the caller's error does not show them.

@@ -11,6 +11,7 @@ import typer
 from pyderp.cli.input import STDIN, read_private_key
 from pyderp.cli.interrupts import held
 from pyderp.cli.output import print_line
+from pyderp.cli.parameters import Command
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
 from pyderp.secretfiles import write_atomically
@@ -43,7 +44,7 @@ key_app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
-@key_app.command("new", epilog=NEW_EPILOG, help=NEW_HELP)
+@key_app.command("new", cls=Command, epilog=NEW_EPILOG, help=NEW_HELP)
 def new(
     output: Annotated[
         Path | None,
@@ -68,14 +69,16 @@ def new(
         with held():
             written = write_atomically(output, text.encode(), mode=0o600, replace=False)
     except OSError as e:
-        raise ConfigError(f"cannot make the key file {output}: {e.strerror}") from e
+        missing = isinstance(e, FileNotFoundError)
+        advice = f"; make the folder {output.parent} first" if missing else ""
+        raise ConfigError(f"cannot make the key file {output}: {e.strerror}{advice}") from e
     if not written:
         raise ConfigError(f"{output} exists and is not overwritten; give another name")
     values = {"file": str(output), "public": str(key.public)}
     print_line(json.dumps(values) if as_json else str(key.public))
 
 
-@key_app.command("public", epilog=PUBLIC_EPILOG, help=PUBLIC_HELP)
+@key_app.command("public", cls=Command, epilog=PUBLIC_EPILOG, help=PUBLIC_HELP)
 def public(
     file: Annotated[
         Path,

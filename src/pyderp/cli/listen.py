@@ -14,10 +14,10 @@ from pyderp.cli.connect_options import (
     ConnectOptions,
     ReportingClient,
     seconds,
-    value,
     with_connect_options,
 )
 from pyderp.cli.output import Output
+from pyderp.cli.parameters import whole_number
 from pyderp.cli.ping import PROBE, pong_for_untrusted
 from pyderp.client.client import Client
 from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
@@ -68,7 +68,7 @@ def listen(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[int | None, value("N", "End after this many packets.", min=1)] = None,
+    count: Annotated[int | None, whole_number("N", "End after this many packets.", least=1)] = None,
     timeout: Annotated[
         float | None,
         seconds("End after this time, with exit status 1 if --count was not reached."),

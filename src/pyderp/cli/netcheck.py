@@ -18,6 +18,7 @@ import typer
 from pyderp.addresses import parse_address
 from pyderp.cli.connect_options import seconds, value
 from pyderp.cli.output import Output, print_line
+from pyderp.cli.parameters import whole_number
 from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.client.config import ClientConfig
 from pyderp.errors import ConfigError, ConnectError, InvalidMap
@@ -113,7 +114,7 @@ def netcheck(
         str, value("IP", "Send STUN from this address.  [default: any]", show_default=False)
     ] = "",
     bind_port: Annotated[
-        int, value("N", "Send STUN from this UDP port.  [default: any]", show_default=False)
+        int, whole_number("N", "Send STUN from this UDP port.  [default: any]", show_default=False)
     ] = 0,
     ca: Annotated[
         Path | None,
@@ -136,6 +137,10 @@ def netcheck(
             loaded = await load_map(source, ways=MapWays(tls=config.tls, settings=config.network))
             if not loaded.map.regions:
                 raise ConfigError(f"DERP map {loaded.origin}: it has no region")
+            unusable = _unusable(loaded.map)
+            if len(unusable) == len(loaded.map.regions):
+                errors = "; ".join(error for each in unusable.values() for error in each)
+                raise InvalidMap(f"the DERP map {loaded.origin} is wrong: {errors}")
         except (ConfigError, ConnectError, InvalidMap) as e:
             raise Refused(str(e)) from e
         for warning in loaded.warnings:
@@ -144,6 +149,15 @@ def netcheck(
         return await _Command(config, derp_map, relay, shape, output).run(every)
 
     run_command(work, output, from_map=True)
+
+
+def _unusable(derp_map: DERPMap) -> dict[int, tuple[str, ...]]:
+    """Returns what is wrong with each region that `ping` would refuse to connect to."""
+    found = {
+        key: tuple(DERPMap(regions={key: region}).problems().errors)
+        for key, region in derp_map.regions.items()
+    }
+    return {key: errors for key, errors in found.items() if errors}
 
 
 def bind_of(address: str, port: int, environment: str) -> tuple[str, int]:

@@ -32,10 +32,10 @@ from pyderp.cli.connect_options import (
     admitted,
     seconds,
     split_targets,
-    value,
     with_connect_options,
 )
 from pyderp.cli.output import Output
+from pyderp.cli.parameters import whole_number
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectError, ConnectionClosed, DerpError, NotConnected
 from pyderp.keys import NodePublic
@@ -84,7 +84,7 @@ def ping(
         ),
     ] = None,
     count: Annotated[
-        int, value("N", "Number of pings. 0: until Ctrl-C.", "-c", "--count", min=0)
+        int, whole_number("N", "Number of pings. 0: until Ctrl-C.", "-c", "--count", least=0)
     ] = 5,
     interval: Annotated[
         float,

@@ -146,7 +146,11 @@ class Refused(DerpError):
 
 
 def run_command(
-    work: Callable[[], Coroutine[Any, Any, int]], output: Output, *, from_map: bool = False
+    work: Callable[[], Coroutine[Any, Any, int]],
+    output: Output,
+    *,
+    from_map: bool = False,
+    pinned: bool = False,
 ) -> None:
     """Run a command's coroutine to its end and exit with the number that it returns.
 
@@ -156,6 +160,7 @@ def run_command(
 
     Args:
         from_map: a DERP map says where the relay is.
+        pinned: the command line has the hash of the relay's certificate, `--pin`.
     """
     try:
         with (
@@ -174,7 +179,7 @@ def run_command(
         text = _words(e)
         if remarks := notes(e):
             text += f" ({', '.join(remarks)})"
-        lines = advice(e, from_map=from_map)
+        lines = advice(e, from_map=from_map, pinned=pinned)
         output.remark("error", text, error=text, advice=lines)
         for line in lines:
             output.note(line)

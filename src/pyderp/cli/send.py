@@ -253,15 +253,17 @@ class _Sender:
         """Print what was sent; returns how many packets were dropped."""
         dropped = self.client.stats.packets_dropped
         sent = f"{counted(self.packets, 'packet')}, {counted(self.size, 'byte')}"
-        text = f"{sent} handed to the relay"
+        text = f"{sent} handed to the relay" if self.packets else "nothing was sent"
         if dropped:
             text += f", but {dropped} of them dropped here, above the rate that it allows"
         if self.ended:
             times = "once" if self.ended == 1 else f"{self.ended} times"
-            text += f"; disconnected {times}, and what was sent last before that may be lost"
+            text += f"; disconnected {times}"
+            if self.packets:
+                text += ", and what was sent last before that may be lost"
         if gone:
             text += f", but {self.peer} is not at this relay: run pyderp listen there"
-        else:
+        elif self.packets:
             text += "; DERP never confirms delivery"
         self.output.remark(
             "summary",

@@ -187,6 +187,8 @@ GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | 
 """Called at each attempt; may be async, and may return another region each time, or `None`."""
 
 _HTTP_PORT: Final = 80
+_BARE: Final = re.compile(r"[\w.\[\]-]+(?::[\w:.\]]+)?(?:/[\w/.-]*)?", re.ASCII)
+"""A host with or without port and path: no user, password or query, so errors may show it."""
 _PIN: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -229,8 +231,14 @@ def parse_url(url: str) -> UrlTarget:
     scheme = parts.scheme.lower()
     host = parts.hostname
     if not host or explicit == 0:
-        # The error does not repeat the URL: without a scheme or host, it is not known which part
-        # is a password.
+        if not host and scheme not in ("http", "https") and _BARE.fullmatch(url):
+            whole = url if "/" in url else f"{url}/derp"
+            raise ConfigError(
+                f"derphttp.NewClient: {url!r} has no scheme: write https://{whole}, or "
+                f"http://{whole} for a relay without TLS"
+            )
+        # The error does not repeat any other URL: without a scheme or host, it is not known which
+        # part is a password.
         what = "port 0" if host else "no host"
         raise ConfigError(
             f"derphttp.NewClient: {what} in the URL; write https://relay.example.com/derp"
@@ -324,4 +332,7 @@ def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:
 
 def region_label(region: DERPRegion) -> str:
     """Returns a region as errors name it."""
+    # The command line makes a region for a URL, with the URL as its code.
+    if "://" in region.region_code:
+        return region.region_code
     return f"region {region.region_id} ({region.region_code})"

@@ -7,6 +7,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Final, TypeVar
 
 from pyderp.client.arguments import as_config, check_region
@@ -98,7 +99,13 @@ class HttpRoute(Route):
             if not self.fallback.wanted(e):
                 raise
             rejected = without_frames(e)
-        log.warning("%s: %s; trying a websocket", target.text, rejected)
+        # Without the answer's body: if the websocket fails as well, the error contains it.
+        log.warning(
+            "%s: upgrade refused: %d %s; trying a websocket",
+            target.text,
+            rejected.status,
+            HTTPStatus(rejected.status).phrase,
+        )
         try:
             done = await attempt(True)
         except (DerpError, OSError) as e:

@@ -48,7 +48,9 @@ class Fallback:
     def failed(self, rejected: UpgradeRejected, error: Exception) -> UpgradeRejected:
         """Returns the refusal of the upgrade, to be raised, with a note about the websocket."""
         rejected.websocket = True
-        rejected.add_note(f"and no websocket: {describe(without_frames(error))}")
+        same = isinstance(error, UpgradeRejected) and error.status == rejected.status
+        why = "the same answer" if same else describe(without_frames(error))
+        rejected.add_note(f"and no websocket: {why}")
         return raisable(rejected)
 
     def worked(self, target: UrlTarget) -> None:

@@ -108,8 +108,10 @@ class ACMETLS:
             name = normal_name(self.hostname)
             if self.directory in PUBLIC and "." not in name:
                 raise ConfigError(
-                    "hostname {name!r} is not a full DNS name, which this authority needs",
-                    settings=("tls.hostname", "tls.directory"),
+                    "{}={name} is not a full DNS name such as relay.example.com; {authority} needs "
+                    "one. {} takes a certificate for any name from files",
+                    settings=("tls.hostname", "certmode=manual"),
+                    authority="Google" if self.directory == GOOGLE else "Let's Encrypt",
                     name=name,
                 )
         elif not self.ip_certs:

@@ -18,6 +18,7 @@ from pyderp.maps.notmap import (
     BYTE_ORDER_MARK,
     NO_REGIONS,
     has_mark,
+    is_hujson,
     is_map,
     is_policy,
     refuse_other,
@@ -88,7 +89,13 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
             raise InvalidMap(f"not JSON: {gojson.mistake(e)}") from None
         if text.lstrip()[:1] not in ("{", "[", '"', "/"):
             raise InvalidMap(f"neither JSON nor YAML with regions: {_WANTED}") from None
-        document = parse_hujson(text)
+        try:
+            document = parse_hujson(text)
+        except InvalidMap:
+            if is_hujson(text) or not text.lstrip().startswith(("{", "[")):
+                raise
+            # Plain JSON: the same words as for a map that may have no other form.
+            raise InvalidMap(f"not JSON: {gojson.mistake(e)}: {_WANTED}") from None
         has_comments = True
     return dataclasses.replace(_read_json(document, kind), has_comments=has_comments)
 

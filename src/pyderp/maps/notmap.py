@@ -10,7 +10,15 @@ from typing import Final
 from pyderp import gojson
 from pyderp.errors import InvalidMap
 
-__all__ = ["BYTE_ORDER_MARK", "NO_REGIONS", "has_mark", "is_map", "is_policy", "read_document"]
+__all__ = [
+    "BYTE_ORDER_MARK",
+    "NO_REGIONS",
+    "has_mark",
+    "is_hujson",
+    "is_map",
+    "is_policy",
+    "read_document",
+]
 __all__ += ["refuse_other"]
 
 BYTE_ORDER_MARK: Final = (
@@ -72,6 +80,11 @@ def has_mark(text: str | bytes) -> bool:
     return text.startswith(_MARKS) if isinstance(text, bytes) else text.startswith("\ufeff")
 
 
+def is_hujson(text: str) -> bool:
+    """Return whether a text seems to have comments or trailing commas."""
+    return re.search(r"(^|[\s,{\[])/[/*]|,\s*[}\]]", text) is not None
+
+
 def is_map(document: object) -> bool:
     """Return whether a document has a member that maps have."""
     return not _OF_MAP.isdisjoint(_names(document))
@@ -99,7 +112,7 @@ def _other_form(source: str | bytes) -> str | None:
     if re.search(r'"(derpMap|acls|grants)"', text):
         return f"{_POLICY}, with comments or trailing commas (HuJSON)"
     if start.startswith(("{", "//", "/*")):
-        if re.search(r"(^|[\s,{\[])/[/*]|,\s*[}\]]", text):
+        if is_hujson(text):
             return "it has comments or trailing commas (HuJSON), which JSON does not allow"
     elif re.search(r"(?m)^\s*regions\s*:", text):
         return "this is YAML, as headscale reads it"

@@ -315,6 +315,12 @@ def test_a_wrong_command_line_exits_2(here: Here, args: list[str], error: str) -
     assert "secret" not in done.err
 
 
+def test_a_number_out_of_range_names_the_whole_range(here: Here) -> None:
+    done = here("map", "new", "derp.example.com", "--region", "0")
+    assert done.code == 2
+    assert "want 1 to 9007199254740991" in done.err
+
+
 def test_a_mistake_in_a_map_has_its_place(here: Here, two: Path) -> None:
     two.write_text(TWO.replace('"STUNPort": -1', '"STUNPort": "x"'))
     done = here("map", "lint", two, "--json")
@@ -323,7 +329,8 @@ def test_a_mistake_in_a_map_has_its_place(here: Here, two: Path) -> None:
     assert done.event("error")["error"] == wanted
     two.write_text(TWO.replace("}]},", "}]}", 1))
     done = here("map", "show", two)
-    assert f"{two}: line 5, column 59: missing commas are not allowed" in done.err
+    wanted = "not JSON: expecting ',' delimiter in line 6, column 5: want a DERP map: JSON, "
+    assert f"{two}: {wanted}" in done.err
 
 
 def test_a_map_from_a_url_can_have_a_copy(

@@ -23,7 +23,7 @@ from .test_run import LOCAL
         ("PYDERP_A", "; did you mean PYDERP_ADDRESS?"),
         ("PYDERP_C", "; did you mean PYDERP_KEY_FILE?"),
         ("PYDERP_CHECK", "; --check is a flag of the command line only"),
-        ("PYDERP_XYZZY", ""),
+        ("PYDERP_XYZZY", "; remove it"),
         ("PYDERP_PORT", None),
     ],
 )

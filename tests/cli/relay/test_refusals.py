@@ -97,6 +97,19 @@ def test_a_wrong_command_line_exits_2(refused: Refused, flags: list[str]) -> Non
     assert "Usage:" in refused("--dev", *flags, code=2)
 
 
+def test_a_value_after_a_switch_names_both_ways_to_write_it(refused: Refused) -> None:
+    err = " ".join(refused("--verify-clients", "true", code=2).replace("│", " ").split())
+    expected = "a switch takes no value: --verify-clients or --no-verify-clients"
+    assert f"--verify-clients true: {expected}" in err
+
+
+def test_a_network_is_quoted_once(refused: Refused) -> None:
+    for flag in ("--debug-trusted", "--trusted-proxy"):
+        err = " ".join(refused(f"{flag}=foo", code=2).replace("│", " ").split())
+        assert err.count("'foo'") == 1
+        assert "'foo' is not a network; want one such as 10.0.0.0/8" in err
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"not json", b"{}", b'{"PrivateKey": 1}'])
 def test_an_unusable_key_file_is_named(
     refused: Refused, tmp_path: Path, content: bytes | None

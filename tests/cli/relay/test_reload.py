@@ -126,7 +126,7 @@ def test_a_relay_without_a_terminal_logs_the_command_for_its_maps(tmp_path: Path
     state = tmp_path / "with space"
     with running(*flags, STATE_DIRECTORY=str(state)) as process:
         _, port = process.address()
-        command = process.wait_for("whole DERP maps, for Tailscale and headscale: (.*)\\n")[1]
+        command = process.wait_for("to print complete DERP maps, run: (.*)\\n")[1]
         node = json.loads(process.wait_for(r"node for a DERP map: (.*)\n")[1])
     program, *words = shlex.split(command)
     assert program == "pyderp"

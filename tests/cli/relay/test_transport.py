@@ -149,4 +149,4 @@ def test_the_log_of_the_start_says_whether_and_why(tmp_path: Path) -> None:
         process.wait_for("WARNING plain HTTP, since .*: --certdir does nothing")
     tls = ("--tls", "--hostname=127.0.0.1", "--certdir", tmp_path, "--http-port=-1")
     with running(*LOCAL, *key, *tls) as process:
-        process.wait_for("TLS for 127.0.0.1, with a certificate by manual")
+        process.wait_for("TLS for 127.0.0.1, with a certificate from files")

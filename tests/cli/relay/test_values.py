@@ -177,7 +177,7 @@ def test_all_mistakes_in_the_file_are_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"drain = ", ", line 1: Invalid value"),
+        (b"drain = ", ", line 1: Invalid value; want text in quotes, a number, true"),
         (b"drain = 1\nhome == 2", "line 2, column 7"),
         (b"drain = 1\ndrain = 2", ", line 2: Cannot overwrite a value"),
         (b"drain = 1\nloop = '''\n\n\n", ", line 2: "),

@@ -162,7 +162,7 @@ def test_a_reload_applies_all_that_can_change(tmp_path: Path) -> None:
     files.rate(5_000_000)
     files.settings()
     with service(f"--config-file={tmp_path}/relay.toml", log=tmp_path / "log") as relay:
-        relay.wait_for("whole DERP maps")
+        relay.wait_for("to print complete DERP maps")
         asyncio.run(main(Served(relay, files)))
 
 

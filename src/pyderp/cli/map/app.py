@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from pyderp.cli.map import check, make, show
+from pyderp.cli.parameters import Command
 
 __all__ = ["map_app"]
 
@@ -15,8 +16,14 @@ map_app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-map_app.command("show", epilog=show.SHOW_EPILOG, help=show.SHOW_HELP)(show.show)
-map_app.command("lint", epilog=check.LINT_EPILOG, help=check.LINT_HELP)(check.lint_command)
-map_app.command("diff", epilog=check.DIFF_EPILOG, help=check.DIFF_HELP)(check.diff_command)
-map_app.command("new", epilog=make.NEW_EPILOG, help=make.NEW_HELP)(make.new)
-map_app.command("convert", epilog=show.CONVERT_EPILOG, help=show.CONVERT_HELP)(show.convert)
+map_app.command("show", cls=Command, epilog=show.SHOW_EPILOG, help=show.SHOW_HELP)(show.show)
+map_app.command("lint", cls=Command, epilog=check.LINT_EPILOG, help=check.LINT_HELP)(
+    check.lint_command
+)
+map_app.command("diff", cls=Command, epilog=check.DIFF_EPILOG, help=check.DIFF_HELP)(
+    check.diff_command
+)
+map_app.command("new", cls=Command, epilog=make.NEW_EPILOG, help=make.NEW_HELP)(make.new)
+map_app.command("convert", cls=Command, epilog=show.CONVERT_EPILOG, help=show.CONVERT_HELP)(
+    show.convert
+)

@@ -13,6 +13,7 @@ from pyderp.addresses import bare_name, check_host_name, ip_literal
 from pyderp.cli.connect_options import value
 from pyderp.cli.map.source import Target, written
 from pyderp.cli.output import print_line
+from pyderp.cli.parameters import whole_number
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import ConfigError
 from pyderp.maps.derpmap import DERPMap, own_node
@@ -81,9 +82,11 @@ _Hosts = Annotated[
     ),
 ]
 _Port = Annotated[
-    int, value("PORT", "TCP port that clients connect to.", "--port", min=1, max=65535)
+    int, whole_number("PORT", "TCP port that clients connect to.", "--port", least=1, most=65535)
 ]
-_StunPort = Annotated[int, value("PORT", "UDP port of STUN.", "--stun-port", min=1, max=65535)]
+_StunPort = Annotated[
+    int, whole_number("PORT", "UDP port of STUN.", "--stun-port", least=1, most=65535)
+]
 _NoStun = Annotated[
     bool, typer.Option("--no-stun", help="The relays answer no STUN.", show_default=False)
 ]
@@ -120,7 +123,7 @@ _CanPort80 = Annotated[
     ),
 ]
 _Region = Annotated[
-    int, value("N", "Id of the region; 900 to 999 are free.", min=1, max=MAX_REGION_ID)
+    int, whole_number("N", "Id of the region; 900 to 999 are free.", least=1, most=MAX_REGION_ID)
 ]
 _Code = Annotated[
     str, value("CODE", "Short name of the region.  [default: the first label of the host]")

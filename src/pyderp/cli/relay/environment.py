@@ -56,7 +56,7 @@ def _advice(name: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(spelling, _SPELLINGS, n=1)
-    return f"no such setting; {_how(_SPELLINGS[near[0]])}" if near else "no such setting"
+    return f"no such setting; {_how(_SPELLINGS[near[0]])}" if near else "no such setting; remove it"
 
 
 def _how(flag: Flag) -> str:

@@ -119,8 +119,9 @@ _TABLE: Final = {
              "in memory whatever -c says, and take the mesh key from TAILSCALE_DERPER_MESH_KEY "
              "only."),
         Flag("address", text("ADDR"),
-             "Where to listen: IP:PORT, [IPv6]:PORT, :PORT for all addresses, or unix:/PATH. Port "
-             "0: any free one.", default=None,
+             "Where to listen: HOST:PORT, with an IP address or a name of this machine, "
+             "[IPv6]:PORT, :PORT for all addresses, or unix:/PATH. Port 0: any free one.",
+             default=None,
              also=("-a",), go_name="a", shown=":443; with --dev 127.0.0.1:3340"),
         Flag("hostname", text("NAME|IP"),
              "Name or IP address that clients connect to, and that the certificate is for. For a "
@@ -261,9 +262,9 @@ _TABLE: Final = {
              "Host names whose addresses /bootstrap-dns returns only to clients that ask for the "
              "name; with TXT, to the percentage of them in that TXT record.",
              setting="bootstrap_dns.unpublished"),
-        Flag("metrics-address", text("IP:PORT"),
+        Flag("metrics-address", text("HOST:PORT"),
              "Serve /debug/ with its metrics there, by plain HTTP, and not on the relay's own "
-             "ports: IP:PORT, [IPv6]:PORT, or :PORT. The rules for access are the same."),
+             "ports: HOST:PORT, [IPv6]:PORT, or :PORT. The rules for access are the same."),
         Flag("debug-allow-ip", text("IP"),
              "One more IP address that may see /debug/, beside this machine and Tailscale's.",
              setting="debug.allow_ip", go_variable="TS_ALLOW_DEBUG_IP"),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
 
+from pyderp.cli.parameters import Command
 from pyderp.cli.relay.flags import FLAGS, Flag
 from pyderp.cli.relay.layers import CarryOut, load_settings
 
@@ -43,8 +43,11 @@ Check the settings in a file, and all files and ports that they name:
 """
 
 
-def _misspelt(word: str) -> str | None:
+def _misspelt(word: str, following: str) -> str | None:
     """Returns the error for a word that Go's flag package would take and typer does not.
+
+    Args:
+        following: the next word of the command line, which may be a value for a switch.
 
     Returns:
         the text, with the right spelling; `None`: nothing is wrong with the word.
@@ -60,16 +63,25 @@ def _misspelt(word: str) -> str | None:
                 return f"{word}: {name} takes no value"
             meant = name if value else f"--no-{flag.name}" if flag.in_file else f"no {name}"
             return f"{word}: write {meant}; a switch takes no value"
+        if word in _spellings(flag) and following.lower() in ("true", "false"):
+            return f"{word} {following}: a switch takes no value: {' or '.join(_spellings(flag))}"
         if name[1:] in flag.also and len(name) == 3:
             value = text if equals else flag.kind.metavar or "VALUE"
             return f"{word}: write {name[1:]} {value}, or --{flag.name}={value}"
     return None
 
 
+def _spellings(flag: Flag) -> list[str]:
+    """Returns the ways to write a switch; empty for a flag that takes a value."""
+    if not flag.kind.switch:
+        return []
+    return [f"--{flag.name}", *([f"--no-{flag.name}"] if flag.in_file else [])]
+
+
 _ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
 
 
-class RelayCommand(TyperCommand):
+class RelayCommand(Command):
     """A command with flags that may stand alone or take a value, such as `--health`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -77,7 +89,7 @@ class RelayCommand(TyperCommand):
         their value."""
         given = []
         for word, following in zip(args, [*args[1:], "-"], strict=False):
-            if error := _misspelt(word):
+            if error := _misspelt(word, following):
                 ctx.fail(error)
             flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
             if flag is not None and word == f"--no-{flag.name}":
@@ -117,8 +129,7 @@ def _option(flag: Flag) -> Any:
         "rich_help_panel": flag.panel,
     }
     if flag.kind.switch:
-        spelling = f"--{flag.name}/--no-{flag.name}" if flag.in_file else f"--{flag.name}"
-        return Annotated[bool | None, typer.Option(spelling, **common)]
+        return Annotated[bool | None, typer.Option("/".join(_spellings(flag)), **common)]
     spellings = [*flag.also, f"--{flag.name}"]
     if flag.kind.alone:
         spellings.append(f"--no-{flag.name}")  # `RelayCommand` gives it its value
@@ -127,7 +138,9 @@ def _option(flag: Flag) -> Any:
         try:
             return flag.kind.parse(text)
         except ValueError as e:
-            raise typer.BadParameter(f"{text!r}: {e}") from None
+            # Errors about an item of a list quote the item, which may be all of the text.
+            words = str(e) if str(e).startswith(repr(text)) else f"{text!r}: {e}"
+            raise typer.BadParameter(words) from None
 
     return Annotated[
         str | None,

@@ -84,7 +84,7 @@ def check_ports(
                             "which process has the port"
                         )
                     elif port.optional:
-                        lines.append(f"no STUN: {e}")
+                        doubts.append(f"no STUN: {e}")
                     else:
                         raise
     return lines, doubts

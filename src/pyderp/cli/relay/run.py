@@ -304,8 +304,8 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
     log.info("relay key %s", relay.public_key)
     log.info("%s", _where(relay))
     if tls := config.tls:
-        mode = "manual" if isinstance(tls, ManualTLS) else "ACME"
-        log.info("TLS for %s, with a certificate by %s", tls.hostname, mode)
+        origin = "from files" if isinstance(tls, ManualTLS) else "by ACME"
+        log.info("TLS for %s, with a certificate %s", tls.hostname, origin)
     else:
         log.info("no TLS, plain HTTP: %s", plan.transport.plain)
     if plan.transport.warning:
@@ -326,7 +326,7 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
             print_line(show_map(node, "all"))
         else:
             command = map_command(plan, _endpoint(relay.address), stun_port)
-            log.info("whole DERP maps, for Tailscale and headscale: %s", command)
+            log.info("to print complete DERP maps, run: %s", command)
         if stun and stun_hidden(plan):
             log.warning("%s", STUN_HIDDEN)
     if not config.derp:

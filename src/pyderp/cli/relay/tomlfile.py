@@ -16,6 +16,7 @@ __all__ = ["read_toml", "toml_value"]
 
 _MAX_FILE: Final = 1024 * 1024
 _POSITION: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
+_WANTED: Final = "; want text in quotes, a number, true, false or a [list]"
 _IN_FILE: Final = {flag.name: flag for flag in FLAGS if flag.in_file}
 _SPELLINGS: Final = {
     each.lstrip("-"): flag.name for flag in _IN_FILE.values() for each in (flag.name, *flag.also)
@@ -62,7 +63,8 @@ def _position(error: str, text: str) -> str:
     # Of an error at the end of the file, the cause is the statement that began last.
     begin = [number for number, _ in _statements(text)][-1:]
     where = match[2] if match[2].startswith("line") else f"line {begin[0] if begin else 1}"
-    return f"{where}: {match[1]}"
+    wanted = _WANTED if match[1] == "Invalid value" else ""
+    return f"{where}: {match[1]}{wanted}"
 
 
 def toml_value(name: str, value: object) -> Any:

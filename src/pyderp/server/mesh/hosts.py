@@ -70,7 +70,7 @@ def parse_mesh_host(text: str) -> MeshHost:
     parts = text.split("/")
     if len(parts) > 2:
         raise ConfigError(
-            f'too many components in host tuple "{text}"; want host, host:port, '
+            f'more than one / in mesh host "{text}"; want host, host:port, '
             f"host:port/dial-host or a whole URL such as https://{parts[0]}/derp"
         )
     host, dial = parts[0].strip(), _dial_host(parts[1].strip(), text) if len(parts) == 2 else ""
