@@ -244,6 +244,7 @@ class Delivery:
                 packet = frame[PACKET_OVERHEAD:]
                 self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
         connection.out.clear()
+        connection.out_bytes = connection.out_packets = 0
         connection.paused = True  # nothing may be handed to the sink any more
         backlog = connection.backlog
         if backlog is None:

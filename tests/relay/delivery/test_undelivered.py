@@ -22,6 +22,9 @@ class TestUndelivered:
             (DropReason.GONE_DISCONNECTED, "other"): (2, 5),
             (DropReason.GONE_DISCONNECTED, "disco"): (1, len(disco())),
         }
+        # A connection that has left holds nothing, whatever asks it later.
+        assert b.connection.out == []
+        assert b.connection.out_bytes == b.connection.out_packets == 0
         world.flush()
         assert b.writes == []
         assert world.counters.packets_sent == 0
