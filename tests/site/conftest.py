@@ -55,7 +55,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(site: Path) -> Iterator[str]:
     """The address at which the site is served, on 127.0.0.1."""
     handler = functools.partial(_Quiet, directory=str(site))
@@ -69,7 +69,8 @@ def url(site: Path) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture(scope="session")
+# For a module only: the thread of its websocket would disturb tests of what connections leave.
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A headless Chromium with one tab."""
     with running(need("chromium"), tmp_path_factory.mktemp("chromium")) as tab:
