@@ -231,18 +231,7 @@ def parse_url(url: str) -> UrlTarget:
     scheme = parts.scheme.lower()
     host = parts.hostname
     if not host or explicit == 0:
-        if not host and scheme not in ("http", "https") and _BARE.fullmatch(url):
-            whole = url if "/" in url else f"{url}/derp"
-            raise ConfigError(
-                f"derphttp.NewClient: {url!r} has no scheme: write https://{whole}, or "
-                f"http://{whole} for a relay without TLS"
-            )
-        # The error does not repeat any other URL: without a scheme or host, it is not known which
-        # part is a password.
-        what = "port 0" if host else "no host"
-        raise ConfigError(
-            f"derphttp.NewClient: {what} in the URL; write https://relay.example.com/derp"
-        )
+        raise _without_host(url, scheme, host)
     if not url.isascii():
         raise ConfigError(
             "derphttp.NewClient: the URL has characters that are not ASCII; write the path with "
@@ -261,6 +250,22 @@ def parse_url(url: str) -> UrlTarget:
         host_header=parts.netloc.rpartition("@")[2].removesuffix(":"),
         request_target=f"{path}?{parts.query}" if parts.query else path,
         userinfo=user,
+    )
+
+
+def _without_host(url: str, scheme: str, host: str | None) -> ConfigError:
+    """Return the error of a URL that has no host, or port 0."""
+    if not host and scheme not in ("http", "https") and _BARE.fullmatch(url):
+        whole = url if "/" in url else f"{url}/derp"
+        return ConfigError(
+            f"derphttp.NewClient: {url!r} has no scheme: write https://{whole}, or "
+            f"http://{whole} for a relay without TLS"
+        )
+    # The error does not repeat any other URL: without a scheme or host, it is not known which
+    # part is a password.
+    what = "port 0" if host else "no host"
+    return ConfigError(
+        f"derphttp.NewClient: {what} in the URL; write https://relay.example.com/derp"
     )
 
 
