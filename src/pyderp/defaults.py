@@ -71,9 +71,9 @@ TCP_KEEPALIVE_PROBES: Final = 9
 TCP_USER_TIMEOUT: Final = 15.0
 """The kernel drops a connection whose peer leaves sent bytes without acknowledgement so long."""
 TCP_NOTSENT_LOWAT: Final = 256 * 1024
-"""Unsent bytes that the kernel takes. The relay can no longer drop them, and they arrive late: at
-a reader that takes a sixth of what it is offered, packets are 0.19 s old with this value and
-1.9 s without (bench/queueing.py)."""
+"""Unsent bytes that the kernel holds for a client. The relay can no longer drop these, so they
+arrive late: a client that reads a sixth of its traffic gets packets that are 0.19 s old with this
+limit, and 1.9 s without it (bench/queueing.py)."""
 LISTEN_BACKLOG: Final = 1024
 """Connections that may wait for the relay to accept them."""
 

@@ -42,7 +42,7 @@ def read_document(text: str | bytes, wanted: str = _WANTED) -> object:
         wanted: the end of the error's text: what the text should have been.
 
     Raises:
-        InvalidMap: the text is not JSON, or not a map; the error names what it is, if recognised.
+        InvalidMap: the text is not JSON, or not a map. The error names a form that it recognises.
     """
     if has_mark(text):
         raise InvalidMap(BYTE_ORDER_MARK)

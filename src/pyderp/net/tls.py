@@ -180,7 +180,8 @@ class _Handshake:
         return True
 
     def _failure(self, error: ssl.SSLError) -> TLSError:
-        # OpenSSL calls plain HTTP a wrong version number; the first byte shows what it is.
+        # OpenSSL reports a plain HTTP answer as a wrong TLS version. The first byte of the answer
+        # shows that the server does not speak TLS.
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
             text = "the server does not speak TLS on this port"
             return self._error(text, reason=FailureReason.NO_TLS)
