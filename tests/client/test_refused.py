@@ -148,6 +148,15 @@ async def test_the_second_refusal_in_a_row_is_raised(sends: bool) -> None:
         assert client.stats.disconnects == {"refused": 2}
 
 
+async def be_refused_twice(client: Client, links: Links) -> None:
+    """From the second refusal on the client waits before it connects again."""
+    for _ in range(2):
+        await client.connect()
+        links.last.lose()
+        with pytest.raises(LoginRefused):
+            await client.send(PEER, b"x")
+
+
 async def test_a_send_that_is_held_back_reports_the_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,11 +167,7 @@ async def test_a_send_that_is_held_back_reports_the_refusal(
     links.admits = False
     client = links.client()
     async with bounded():
-        for _ in range(2):
-            await client.connect()
-            links.last.lose()
-            with pytest.raises(LoginRefused):
-                await client.send(PEER, b"x")
+        await be_refused_twice(client, links)
         with pytest.raises(LoginRefused, match=TEXT):
             await client.send(PEER, b"x", reconnect=True, within=0.05)
         assert len(links.all) == 2
@@ -177,11 +182,7 @@ async def test_logins_after_refusals_are_held_back(monkeypatch: pytest.MonkeyPat
     links.admits = False
     client = links.client()
     async with bounded():
-        for _ in range(2):
-            await client.connect()
-            links.last.lose()
-            with pytest.raises(LoginRefused):
-                await client.send(PEER, b"x")
+        await be_refused_twice(client, links)
         waiting = [asyncio.create_task(client.send(PEER, b"x")) for _ in range(3)]
         waiting.append(asyncio.create_task(client.connect()))
         await asyncio.sleep(0.05)
