@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,6 +54,17 @@ def tls() -> ssl.SSLContext:
     return SERVER.followed_by(META).server(ssl.TLSVersion.TLSv1_3)
 
 
+@asynccontextmanager
+async def client_and_relay() -> AsyncIterator[tuple[Client, FakeRelay]]:
+    """Yield a client that knows the key of a relay by its certificate, and that relay."""
+    async with (
+        bounded(),
+        fake_relay(tls()) as relay,
+        Client.for_url(relay.url, config=TRUSTING) as client,
+    ):
+        yield client, relay
+
+
 async def fast(client: Client, relay: FakeRelay) -> Peer:
     """A fast start: the client is connected before the relay has sent a byte."""
     await client.connect()
@@ -90,11 +102,7 @@ async def test_an_answer_in_pieces_is_read(step: int) -> None:
     """Also while a call waits; its end need not come."""
     answer = b"HTTP/1.1 503 Later\r\nContent-Length: 100\r\n\r\nno, no"
 
-    async with (
-        bounded(),
-        fake_relay(tls()) as relay,
-        Client.for_url(relay.url, config=TRUSTING) as client,
-    ):
+    async with client_and_relay() as (client, relay):
         peer = await fast(client, relay)
         receiving = asyncio.create_task(client.recv())
         for at in range(0, len(answer), step):
@@ -110,11 +118,7 @@ async def test_an_answer_in_pieces_is_read(step: int) -> None:
 
 @pytest.mark.parametrize("answer", [b"HTTP/nonsense\r\n\r\n", b"HTTP/1.1 "])
 async def test_an_incomplete_answer_is_an_error(answer: bytes) -> None:
-    async with (
-        bounded(),
-        fake_relay(tls()) as relay,
-        Client.for_url(relay.url, config=TRUSTING) as client,
-    ):
+    async with client_and_relay() as (client, relay):
         peer = await fast(client, relay)
         peer.say(answer)
         peer.hang_up()
@@ -124,11 +128,7 @@ async def test_an_incomplete_answer_is_an_error(answer: bytes) -> None:
 
 async def test_the_next_connect_awaits_the_answer() -> None:
     """The one after it does not, if it is an upgrade."""
-    async with (
-        bounded(),
-        fake_relay(tls()) as relay,
-        Client.for_url(relay.url, config=TRUSTING) as client,
-    ):
+    async with client_and_relay() as (client, relay):
         peer = await fast(client, relay)
         peer.say(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
         with pytest.raises(ConnectError, match="503 Later"):
@@ -147,11 +147,7 @@ async def test_the_next_connect_awaits_the_answer() -> None:
 
 async def test_a_relay_that_answers_101() -> None:
     """Whatever comes before the 101: the call connects again without a fast start."""
-    async with (
-        bounded(),
-        fake_relay(tls()) as relay,
-        Client.for_url(relay.url, config=TRUSTING) as client,
-    ):
+    async with client_and_relay() as (client, relay):
         peer = await fast(client, relay)
         receiving = asyncio.create_task(client.recv())
         peer.say(switching_protocols(RELAY.public), pack_server_key(RELAY.public))
@@ -170,11 +166,7 @@ async def test_a_relay_that_answers_101() -> None:
 )
 async def test_bytes_after_a_frame_are_not_read_as_an_http_answer(before: bytes) -> None:
     """They are a broken stream, even if they look like HTTP."""
-    async with (
-        bounded(),
-        fake_relay(tls()) as relay,
-        Client.for_url(relay.url, config=TRUSTING) as client,
-    ):
+    async with client_and_relay() as (client, relay):
         peer = await fast(client, relay)
         peer.say(before, b"HTTP/1.1 403 No\r\n\r\n")
         if before == packet_frame(b"x"):
